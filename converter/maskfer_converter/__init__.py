@@ -1,0 +1,1 @@
+"""maskfer's converter: Keras models to self-describing int8 TFLite files."""

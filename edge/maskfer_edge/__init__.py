@@ -1,0 +1,1 @@
+"""maskfer's lean runtime: finds faces in camera frames and says what they show."""

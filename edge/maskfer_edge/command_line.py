@@ -1,0 +1,57 @@
+"""What the three commands share: errors as one line, and figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+import typer
+
+from maskfer_edge.errors import MaskferError
+
+
+def make_app(help_text: str) -> typer.Typer:
+    """A typer application as all three commands are made."""
+    return typer.Typer(
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def run_app(app: typer.Typer, name: str) -> None:
+    """Run a command; a MaskferError becomes one line on stderr and exit status 1, without traceback."""
+    try:
+        app(prog_name=name)
+    except MaskferError as error:
+        sys.stderr.write(f"{name}: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: interrupted\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # the reader of our output has gone (`| head`); keep the interpreter from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def say(text: str) -> None:
+    """A message for the person at the terminal: stderr."""
+    sys.stderr.write(text + "\n")
+
+
+def print_result(text: str) -> None:
+    """A result: stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def print_json(figures: Any) -> None:
+    """One JSON object on stdout, from a dict or a dataclass."""
+    plain = asdict(figures) if is_dataclass(figures) and not isinstance(figures, type) else figures
+    print_result(json.dumps(plain, indent=2))

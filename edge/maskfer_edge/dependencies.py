@@ -1,0 +1,45 @@
+"""Imports that may fail, each failing with the one line that mends it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from maskfer_edge.errors import DependencyError
+
+try:
+    import cv2 as cv2
+except ImportError as error:
+    missing_library = re.search(r"lib[\w.+-]+\.so[\w.]*", str(error))
+    if missing_library:
+        raise DependencyError(
+            f"OpenCV cannot load: the system library {missing_library[0]} is missing; "
+            "run: sudo apt install -y libgl1 libglib2.0-0 libxcb1"
+        ) from error
+    raise DependencyError(
+        f"OpenCV cannot be imported ({' '.join(str(error).split())[:200]}); "
+        "run: pip install 'opencv-python>=4.8,<5'"
+    ) from error
+
+if not hasattr(cv2, "CascadeClassifier"):
+    raise DependencyError(
+        f"OpenCV {cv2.__version__} has no Haar cascades; run: pip install 'opencv-python>=4.8,<5'"
+    )
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Wrap imports that belong to an optional extra.
+
+    Args:
+        name: The extra as pip knows it, e.g. ``trainer``.
+
+    Raises:
+        DependencyError: If an import inside the block fails; names the module and the pip line.
+    """
+    try:
+        yield
+    except ImportError as error:
+        what = error.name or " ".join(str(error).split())[:200]
+        raise DependencyError(f"{what} is not installed; run: pip install 'maskfer[{name}]'") from error

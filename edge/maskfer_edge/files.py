@@ -1,0 +1,93 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from maskfer_edge.errors import InputError, OutputError
+
+
+def check_free(path: Path, overwrite: bool = False) -> None:
+    """Refuse early, before long work, an output that could not be written at the end.
+
+    Raises:
+        OutputError: If `path` exists and `overwrite` is false, or its folder cannot be written.
+    """
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path} is already there; name another output or give --overwrite")
+    folder = path.parent
+    if not folder.is_dir():
+        raise OutputError(f"{folder} is not a folder; make it first: mkdir -p {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{folder} cannot be written to; name another output")
+
+
+@contextmanager
+def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary name beside `path` that becomes `path` if the block succeeds.
+
+    The temporary name keeps the suffix, as some writers choose the format by it.
+
+    Raises:
+        OutputError: If `path` exists and `overwrite` is false, or writing fails (disk full).
+    """
+    check_free(path, overwrite)
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        if overwrite:
+            partial.replace(path)
+        else:
+            # link refuses an existing name, where replace would silently win a race
+            try:
+                os.link(partial, path)
+            except FileExistsError:
+                raise OutputError(f"{path} is already there; nothing was changed") from None
+            except OSError:  # file systems without hard links (FAT on an SD card)
+                partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: bytes | str, overwrite: bool = False) -> None:
+    """Write `content` to `path` by way of `whole_file`; text as UTF-8."""
+    with whole_file(path, overwrite) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a file.
+
+    Raises:
+        InputError: If it does not exist or cannot be read; one line that names it.
+    """
+    try:
+        return path.read_bytes()
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; a file is needed") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse work that the disk cannot hold.
+
+    Raises:
+        OutputError: If fewer than `needed_bytes` are free on the file system of `folder`.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OutputError(
+            f"{folder} has {free / 1e6:.0f} MB free and {needed_bytes / 1e6:.0f} MB are needed; "
+            "free some space or name another output"
+        )

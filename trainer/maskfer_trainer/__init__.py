@@ -1,0 +1,1 @@
+"""maskfer's workstation side: masks, data sets, networks, training and evaluation."""

@@ -1,0 +1,45 @@
+"""Random changes to training faces: pure functions on arrays, seeded."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.dependencies import cv2
+
+
+def augment(images: UInt8Array, random: np.random.Generator) -> UInt8Array:
+    """Flip, turn, scale, shift, light and blur each face at random (own choice of ranges).
+
+    Shift and scale imitate the boxes of face detectors, which never sit as FER2013's crops do.
+
+    Args:
+        images: (n, h, w) uint8 grey.
+        random: Source of randomness.
+
+    Returns:
+        (n, h, w) uint8 grey, new.
+    """
+    count, height, width = images.shape
+    changed = np.empty_like(images)
+    flips = random.random(count) < 0.5
+    angles = random.uniform(-12, 12, count)
+    scales = random.uniform(0.88, 1.14, count)
+    shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height)
+    contrasts = random.uniform(0.7, 1.3, count)
+    brightnesses = random.uniform(-35, 35, count)
+    blurs = np.where(random.random(count) < 0.15, random.uniform(0.4, 1.0, count), 0)
+    for i, image in enumerate(images):
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[i], scales[i])
+        matrix[:, 2] += shifts[i]
+        if flips[i]:
+            image = image[:, ::-1]
+        image = cv2.warpAffine(
+            np.ascontiguousarray(image), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE
+        )
+        if blurs[i]:
+            image = cv2.GaussianBlur(image, (0, 0), blurs[i])
+        mean = image.mean()
+        light = (image.astype(np.float32) - mean) * contrasts[i] + mean + brightnesses[i]
+        changed[i] = np.clip(np.round(light), 0, 255).astype(np.uint8)
+    return changed

@@ -1,0 +1,86 @@
+"""The command `trainer`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.dependencies import extra
+
+app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
+
+
+@app.callback()
+def _trainer() -> None:
+    pass
+
+
+@app.command("build-dataset")
+def build_dataset_command(
+    source: Annotated[Path, typer.Argument(help="Zip or folder with train/<class>/ and test/<class>/, or <class>/.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    kinds: Annotated[
+        list[str] | None, typer.Option("--mask", help="Mask kind to use; may be given several times. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of masks, and of the split where there is none.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Put a mask on every face of SOURCE (pictures that are face crops) and write a data set."""
+    with extra("trainer"):
+        from maskfer_trainer.builder import BuildSettings, build_dataset
+        from maskfer_trainer.progress import progress_bar
+
+    settings = BuildSettings(tuple(kinds), seed) if kinds else BuildSettings(seed=seed)
+    with progress_bar("Masking faces") as progress:
+        report = build_dataset(source, out, settings, workers, progress)
+    if json_:
+        print_json(report)
+        return
+    print_result(f"{report.pictures} faces masked in {report.seconds:.0f} s, {report.skipped} files skipped: {out}")
+    for reason, count in report.reasons.items():
+        print_result(f"  skipped {count} × {reason}")
+    print_result(f"  {report.duplicates_in_test} test pictures also stand in train (marked in the manifest)")
+    print_result(f"  look at {out / 'contact-sheet.png'}")
+
+
+@app.command("fit")
+def fit_command(
+    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    arch: Annotated[str, typer.Option(help="paper: the paper's network and training. lean: small, for the edge.")] = (
+        "lean"
+    ),
+    epochs: Annotated[int | None, typer.Option(help="Default: 250 (paper), 30 (lean).")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and validation part.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Faces a step.")] = 128,
+    bare_share: Annotated[
+        float | None, typer.Option(help="Share of faces shown without mask. Default: 0 (paper), 0.3 (lean).")
+    ] = None,
+    validation_share: Annotated[float, typer.Option(help="Share of the training part kept for validation.")] = 0.1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+) -> None:
+    """Train a network on the masked faces of DATASET, with live curves in OUT/curves.png."""
+    with extra("trainer"):
+        from maskfer_trainer.fitting import FitSettings, fit
+
+    settings = FitSettings(
+        arch=arch,
+        epochs=(250 if arch == "paper" else 30) if epochs is None else epochs,
+        seed=seed,
+        batch_size=batch_size,
+        bare_share=(0.0 if arch == "paper" else 0.3) if bare_share is None else bare_share,
+        validation_share=validation_share,
+    )
+    say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
+    model = fit(dataset, out, settings, resume, verbose=1 if sys.stderr.isatty() else 2)
+    print_result(str(model))
+
+
+def main() -> None:
+    """Entry point of `trainer` and `maskfer-trainer`."""
+    run_app(app, "trainer")

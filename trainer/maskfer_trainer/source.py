@@ -1,0 +1,165 @@
+"""Photographs by class, out of a folder or a zip."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from maskfer_edge.contract import LABELS
+from maskfer_edge.dataset import CLASS_FOLDERS, SPLITS
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+
+# A plain <class>/ layout is split so that one picture in six is tested on.
+TEST_SHARE = 1 / 6
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One file of a source.
+
+    Attributes:
+        path: Its path inside the source, with forward slashes.
+        split: ``train`` or ``test``.
+        label: Index into `contract.LABELS`.
+        stem: Name of the pictures made from it, unique within split and class.
+    """
+
+    path: str
+    split: str
+    label: int
+    stem: str
+
+
+class PhotoSource:
+    """A folder or zip with ``train/<class>/`` and ``test/<class>/``, or ``<class>/`` alone.
+
+    Class names count in any case. Hidden files and ``__MACOSX`` are passed over; a single folder
+    around everything is looked through. Can be pickled to worker processes.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._zip: zipfile.ZipFile | None = None
+        if not root.exists():
+            raise InputError(f"{root} does not exist; give a zip or a folder with train/<class>/ and test/<class>/")
+        self.is_zip = root.is_file()
+        if self.is_zip and not zipfile.is_zipfile(root):
+            raise InputError(f"{root} is neither a folder nor a whole zip file")
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_zip": None}
+
+    def read(self, path: str) -> bytes:
+        """The bytes of one photograph. Raises InputError if it is damaged or gone."""
+        if not self.is_zip:
+            return read_bytes(self.root / path)
+        if self._zip is None:
+            self._zip = zipfile.ZipFile(self.root)
+        try:
+            return self._zip.read(path)
+        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, NotImplementedError) as error:
+            raise InputError(f"{path} cannot be unpacked: {error}") from error
+
+    def fingerprint(self) -> str:
+        """sha256 over the names and sizes (zip: and CRCs) of all files; tells one source from another."""
+        digest = hashlib.sha256()
+        if self.is_zip:
+            with zipfile.ZipFile(self.root) as archive:
+                lines = [f"{i.filename}\t{i.file_size}\t{i.CRC}" for i in archive.infolist() if not i.is_dir()]
+        else:
+            lines = [f"{name}\t{(self.root / name).stat().st_size}" for name in self._names()]
+        digest.update("\n".join(sorted(lines)).encode())
+        return digest.hexdigest()
+
+    def photographs(self, seed: int) -> list[Photograph]:
+        """All files in classes, sorted by path.
+
+        Args:
+            seed: Of the 5:1 split of a plain ``<class>/`` layout; each picture's side depends on
+                its own path and the seed alone.
+
+        Raises:
+            InputError: If a zip holds unsafe paths, a folder is no class, or a class is missing.
+        """
+        names = [PurePosixPath(name) for name in self._names()]
+        files = [name for name in names if not any(p.startswith(".") or p == "__MACOSX" for p in name.parts)]
+        depth = self._depth_of_classes(files)
+        found: list[tuple[PurePosixPath, str, int]] = []
+        unknown = set()
+        for file in files:
+            parts = file.parts[depth:]
+            split = parts[0].lower() if parts and parts[0].lower() in SPLITS else None
+            class_parts = parts[1:] if split else parts
+            if len(class_parts) < 2:
+                continue  # a file beside the class folders, such as a README
+            if class_parts[0].lower() not in CLASS_FOLDERS:
+                unknown.add("/".join(file.parts[: len(file.parts) - len(class_parts) + 1]))
+                continue
+            label = CLASS_FOLDERS.index(class_parts[0].lower())
+            found.append((file, split or self._drawn_split(str(file), seed), label))
+        if unknown:
+            raise InputError(
+                f"{self.root} holds folders that are no class: {_some(sorted(unknown))}; "
+                f"the classes are {', '.join(CLASS_FOLDERS)}"
+            )
+        counts = Counter((split, label) for _, split, label in found)
+        missing = [f"{s}/{CLASS_FOLDERS[k]}" for s in SPLITS for k in range(len(LABELS)) if not counts[s, k]]
+        if missing:
+            raise InputError(f"{self.root} has no pictures for {_some(missing)}; every class needs some in each part")
+        return _with_stems(sorted(found))
+
+    def _names(self) -> list[str]:
+        if not self.is_zip:
+            return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+        try:
+            with zipfile.ZipFile(self.root) as archive:
+                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        except zipfile.BadZipFile as error:
+            raise InputError(f"{self.root} is a damaged zip: {error}") from error
+        for name in names:
+            if name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
+                raise InputError(f"{self.root} holds an unsafe path, {name!r}; nothing was unpacked")
+        return names
+
+    def _depth_of_classes(self, files: list[PurePosixPath]) -> int:
+        known = {*SPLITS, *CLASS_FOLDERS}
+        depth = 0
+        while True:
+            level = {file.parts[depth] for file in files if len(file.parts) > depth + 1}
+            if any(name.lower() in known for name in level):
+                return depth
+            if len(level) != 1:
+                raise InputError(
+                    f"{self.root} has no class folders; it needs train/<class>/ and test/<class>/, or <class>/, "
+                    f"with the classes {', '.join(CLASS_FOLDERS)}"
+                )
+            depth += 1
+
+    @staticmethod
+    def _drawn_split(path: str, seed: int) -> str:
+        digest = hashlib.sha256(f"split {seed} {path}".encode()).digest()
+        return "test" if int.from_bytes(digest[:8], "big") / 2**64 < TEST_SHARE else "train"
+
+
+def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]:
+    """Name the pictures; two files that differ only by suffix or subfolder get different stems."""
+    taken: set[tuple[str, int, str]] = set()
+    photographs = []
+    for path, split, label in found:
+        stem = path.stem
+        number = 1
+        while (split, label, stem.lower()) in taken:
+            number += 1
+            stem = f"{path.stem}-{number}"
+        taken.add((split, label, stem.lower()))
+        photographs.append(Photograph(str(path), split, label, stem))
+    return photographs
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,91 @@
+"""A face's expression by a quantised network."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+
+from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
+from maskfer_edge.errors import InputError, ModelError
+from maskfer_edge.model_file import Model, load_model
+from maskfer_edge.runtime import AUTO, open_interpreter
+
+DEFAULT_MODEL = "lean-int8.tflite"
+
+
+def default_model() -> Model:
+    """The model that comes with the package."""
+    with as_file(files("maskfer_edge") / "data" / DEFAULT_MODEL) as path:
+        return load_model(path)
+
+
+def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1) -> Classifier:
+    """A classifier by a model file, or by the bundled model if `path` is None."""
+    return Classifier(default_model() if path is None else load_model(path), runtime, threads)
+
+
+class Classifier:
+    """Gives seven scores for a preprocessed face. The interpreter is built once."""
+
+    def __init__(self, model: Model, runtime: str = AUTO, threads: int = 1) -> None:
+        """Open the model and check its tensors.
+
+        Raises:
+            ModelError: If the tensors are not one (1, 48, 48, 1) input and one (1, 7) output.
+            DependencyError: If no TFLite runtime works here.
+        """
+        self.model = model
+        self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        shapes = [tuple(int(n) for n in d["shape"]) for d in (*inputs, *outputs)]
+        expected = [(1, INPUT_SIZE, INPUT_SIZE, 1), (1, len(LABELS))]
+        if len(inputs) != 1 or len(outputs) != 1 or shapes != expected:
+            raise ModelError(f"{model.name} has tensors of shapes {shapes}; expected {expected}")
+        self._input, self._output = inputs[0], outputs[0]
+        for detail in (self._input, self._output):
+            if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
+                raise ModelError(f"{model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits")
+        self._in_scale, self._in_zero = self._input["quantization"]
+        self._out_scale, self._out_zero = self._output["quantization"]
+        self._buffer = np.empty(expected[0], dtype=self._input["dtype"])
+
+    def __call__(self, face: UInt8Array) -> FloatArray:
+        """Classify one face.
+
+        Args:
+            face: (48, 48) uint8 grey, from `contract.preprocess`.
+
+        Returns:
+            (7,) float32 scores from 0 to 1 in the order of `contract.LABELS`, summing to 1.
+
+        Raises:
+            InputError: If `face` is of another shape or dtype.
+        """
+        if face.shape != (INPUT_SIZE, INPUT_SIZE) or face.dtype != np.uint8:
+            raise InputError(f"expected a face of ({INPUT_SIZE}, {INPUT_SIZE}) uint8; received {face.shape} {face.dtype}")
+        self._quantise(face)
+        self._interpreter.set_tensor(self._input["index"], self._buffer)
+        self._interpreter.invoke()
+        return self._dequantise(self._interpreter.get_tensor(self._output["index"])[0])
+
+    def _quantise(self, face: UInt8Array) -> None:
+        target = self._buffer[0, ..., 0]
+        if self._input["dtype"] == np.float32 or (self._input["dtype"], self._in_scale, self._in_zero) == (
+            np.uint8, 1.0, 0,
+        ):  # fmt: skip
+            target[...] = face
+            return
+        limits = np.iinfo(self._input["dtype"])
+        # widened first: int8 arithmetic would wrap around
+        target[...] = np.clip(np.round(face / np.float32(self._in_scale)) + self._in_zero, limits.min, limits.max)
+
+    def _dequantise(self, raw: FloatArray) -> FloatArray:
+        scores = raw.astype(np.float32)
+        if self._output["dtype"] != np.float32:
+            scores = (scores - np.float32(self._out_zero)) * np.float32(self._out_scale)
+        total = float(scores.sum())
+        if not total > 0:
+            return np.full(len(LABELS), 1 / len(LABELS), dtype=np.float32)
+        return (scores / np.float32(total)).astype(np.float32)

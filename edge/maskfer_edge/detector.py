@@ -1,0 +1,113 @@
+"""Where the faces are in a frame."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.errors import DependencyError, InputError
+
+# Frames are searched at no more than this size; larger ones are made smaller first.
+SEARCH_SIDE = 640
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A face.
+
+    Attributes:
+        box: Left, top, width, height in pixels of the frame.
+        score: On the detector's own scale; higher is surer.
+    """
+
+    box: tuple[int, int, int, int]
+    score: float
+
+
+class Detector(ABC):
+    """Finds faces. `name` is the key of its crop margin in the model file."""
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, image: UInt8Array) -> list[Detection]:
+        """Find the faces of a picture: (height, width, 3) uint8, B,G,R."""
+
+
+class FakeDetector(Detector):
+    """Finds what it is told, whatever the picture."""
+
+    name = "haar"
+
+    def __init__(self, detections: Sequence[Detection] = ()) -> None:
+        self.detections = list(detections)
+
+    def __call__(self, image: UInt8Array) -> list[Detection]:
+        """The detections that it was made with."""
+        return self.detections
+
+
+class HaarDetector(Detector):
+    """OpenCV's frontal face cascade (Viola and Jones 2001), the paper's detector.
+
+    Built for bare faces: it finds about a third of masked ones.
+    """
+
+    name = "haar"
+
+    def __init__(self, scale_factor: float = 1.1, min_neighbors: int = 3, min_face: int = 40) -> None:
+        """Load the cascade that comes with OpenCV.
+
+        Args:
+            scale_factor: Between one search size and the next.
+            min_neighbors: Windows that must agree on a face.
+            min_face: Smallest face in pixels of the frame as searched (see `SEARCH_SIDE`).
+
+        Raises:
+            DependencyError: If this OpenCV ships no cascade (Debian's python3-opencv keeps it apart).
+        """
+        self.scale_factor, self.min_neighbors, self.min_face = scale_factor, min_neighbors, min_face
+        folders = [Path(cv2.data.haarcascades)] if hasattr(cv2, "data") else []
+        folders.append(Path("/usr/share/opencv4/haarcascades"))
+        paths = [folder / "haarcascade_frontalface_default.xml" for folder in folders]
+        found = next((path for path in paths if path.is_file()), None)
+        self._cascade = cv2.CascadeClassifier(str(found)) if found else None
+        if self._cascade is None or self._cascade.empty():
+            raise DependencyError("OpenCV's Haar cascade is missing; run: sudo apt install -y opencv-data")
+
+    def __call__(self, image: UInt8Array) -> list[Detection]:
+        """Find faces; `score` is how many windows agreed."""
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+        height, width = grey.shape
+        shrink = max(1.0, max(height, width) / SEARCH_SIDE)
+        if shrink > 1:
+            size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+            grey = cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA)
+        boxes, counts = self._cascade.detectMultiScale2(
+            grey,
+            scaleFactor=self.scale_factor,
+            minNeighbors=self.min_neighbors,
+            minSize=(self.min_face, self.min_face),
+        )
+        return [
+            Detection((int(x), int(y), int(w), int(h)), float(count))
+            for (x, y, w, h), count in zip(
+                np.round(np.reshape(boxes, (-1, 4)) * shrink), np.ravel(counts), strict=True
+            )
+        ]
+
+
+DETECTORS = {"haar": HaarDetector}
+
+
+def open_detector(name: str) -> Detector:
+    """A detector by its name. Raises InputError if there is none of that name."""
+    if name not in DETECTORS:
+        raise InputError(f"unknown detector {name!r}; there are {', '.join(DETECTORS)}")
+    return DETECTORS[name]()

@@ -1,0 +1,155 @@
+"""The model file: a `.tflite` flatbuffer with a zip appended that says what the model is.
+
+    unzip -l model.tflite      shows labels.txt and maskfer.json
+    any TFLite runtime         loads the file as it is
+
+The sha256 of the flatbuffer stands in `maskfer.json`, because a zip's checksums do not cover what
+comes before it, and a TFLite runtime runs a damaged model without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from maskfer_edge.contract import INPUT_SIZE, LABELS
+from maskfer_edge.errors import ModelError
+from maskfer_edge.files import read_bytes
+
+FORMAT_VERSION = 1
+EXPRESSION = "expression"
+JSON_NAME, LABELS_NAME = "maskfer.json", "labels.txt"
+FLATBUFFER_MARK = b"TFL3"
+REMEDY = "make it with: converter quantize MODEL.keras --calibrate DATASET -o MODEL.tflite"
+# A zip's dates must not change the bytes; this is the earliest that it can hold.
+ZIP_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model file says of itself.
+
+    Attributes:
+        architecture: Name of the network, e.g. ``lean``.
+        crop_margins: Detector name to the crop margin (see `contract.preprocess`) that frames its
+            boxes as the training pictures were framed.
+        training_data: Name and sha256 of the data set's manifest, and how many pictures.
+        accuracy: Measured accuracies, e.g. ``{"masked test": {"float": 0.57, "int8": 0.57, ...}}``.
+        licence_note: What limits the use of the weights.
+        kind: ``expression`` (or ``detector``, of another contract).
+        labels: Class names in the order of the output.
+        input_size: Side of the grey input in pixels.
+        flatbuffer_sha256: Of the bytes before the zip; set by `pack`.
+        format_version: Of this layout.
+    """
+
+    architecture: str
+    crop_margins: Mapping[str, float]
+    training_data: Mapping[str, Any]
+    accuracy: Mapping[str, Any]
+    licence_note: str
+    kind: str = EXPRESSION
+    labels: tuple[str, ...] = LABELS
+    input_size: int = INPUT_SIZE
+    flatbuffer_sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model file that kept the contract when it was read.
+
+    Attributes:
+        flatbuffer: The TFLite model without the zip.
+        info: What it says of itself.
+        name: Where it came from, for messages.
+    """
+
+    flatbuffer: bytes = field(repr=False)
+    info: ModelInfo
+    name: str
+
+
+def pack(flatbuffer: bytes, info: ModelInfo) -> bytes:
+    """Append labels and metadata to a flatbuffer; an older appendix is taken off first.
+
+    The same arguments give the same bytes.
+    """
+    flatbuffer = strip(flatbuffer)
+    said = {**asdict(info), "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest()}
+    buffer = io.BytesIO(flatbuffer)
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        for name, text in (
+            (LABELS_NAME, "\n".join(info.labels) + "\n"),
+            (JSON_NAME, json.dumps(said, indent=2, sort_keys=True) + "\n"),
+        ):
+            archive.writestr(zipfile.ZipInfo(name, ZIP_DATE), text)
+    return buffer.getvalue()
+
+
+def strip(content: bytes) -> bytes:
+    """The flatbuffer without whatever zips are appended to it."""
+    while zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            start = min((entry.header_offset for entry in archive.infolist()), default=archive.start_dir)
+        content = content[:start]
+    return content
+
+
+def unpack(content: bytes, name: str) -> Model:
+    """Read a model file's bytes and check them against the contract.
+
+    The shapes of the tensors are checked by `classifier.Classifier`, which opens the interpreter.
+
+    Args:
+        content: The whole file.
+        name: For messages.
+
+    Raises:
+        ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself,
+            or is of another format version, kind, label set or input size.
+    """
+    if content[4:8] != FLATBUFFER_MARK:
+        raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            said = json.loads(archive.read(JSON_NAME))
+            labels_text = archive.read(LABELS_NAME).decode()
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError):
+        raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
+    if not isinstance(said, dict):
+        raise ModelError(f"{name} has damaged metadata; {REMEDY}")
+    if said.get("format_version") != FORMAT_VERSION:
+        raise ModelError(
+            f"{name} has format version {said.get('format_version')!r}; this program reads {FORMAT_VERSION}; "
+            "update maskfer or convert the model again"
+        )
+    expected = {f.name for f in fields(ModelInfo)}
+    if set(said) != expected:
+        odd = ", ".join(sorted(expected ^ set(said)))
+        raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
+    if said["kind"] != EXPRESSION:
+        raise ModelError(f"{name} is of kind {said['kind']!r}; a model of kind {EXPRESSION!r} is needed")
+    if tuple(said["labels"]) != LABELS or tuple(labels_text.split()) != LABELS:
+        raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
+    if said["input_size"] != INPUT_SIZE:
+        raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")
+    margins = said["crop_margins"]
+    if not isinstance(margins, dict) or not all(isinstance(m, int | float) and abs(m) < 0.5 for m in margins.values()):
+        raise ModelError(f"{name} has damaged crop margins; {REMEDY}")
+    flatbuffer = strip(content)
+    if hashlib.sha256(flatbuffer).hexdigest() != said["flatbuffer_sha256"]:
+        raise ModelError(f"{name} is damaged: its weights are not those that it was made with; copy it again")
+    return Model(flatbuffer, ModelInfo(**{**said, "labels": LABELS}), name)
+
+
+def load_model(path: Path) -> Model:
+    """Read a model file. Raises InputError if it cannot be read, ModelError as `unpack` does."""
+    return unpack(read_bytes(path), str(path))

@@ -1,0 +1,215 @@
+"""Where results go: one small interface, and what implements it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from abc import ABC, abstractmethod
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from maskfer_edge.cameras import Frame
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.errors import OutputError
+from maskfer_edge.files import check_free, whole_file
+from maskfer_edge.results import FrameResult
+
+LEAST_FREE_BYTES = 4_000_000
+# A camera that stood still for longer than this does not fill a recording with copies of its last frame.
+LONGEST_GAP_S = 5.0
+
+
+class Output(ABC):
+    """Takes every frame's result.
+
+    Attributes:
+        wants_picture: Whether the annotated picture is needed.
+    """
+
+    wants_picture = False
+
+    @abstractmethod
+    def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
+        """Take one frame; False asks the loop to end. Raises OutputError if it cannot."""
+
+    def close(self, failed: bool = False) -> None:  # noqa: B027
+        """Finish; after a failure leave nothing half-written. May raise OutputError."""
+
+
+class FakeOutput(Output):
+    """Keeps what it is given."""
+
+    def __init__(self, wants_picture: bool = False) -> None:
+        self.wants_picture = wants_picture
+        self.results: list[FrameResult] = []
+        self.pictures: list[UInt8Array] = []
+        self.closed: str = ""
+
+    def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
+        """Keep the result."""
+        self.results.append(result)
+        if annotated is not None:
+            self.pictures.append(annotated)
+        return True
+
+    def close(self, failed: bool = False) -> None:
+        """Remember how it ended."""
+        self.closed = "failed" if failed else "well"
+
+
+class JsonLines(Output):
+    """One line of JSON a frame, into a file or to stdout. A line is written whole or not at all."""
+
+    def __init__(self, path: str, overwrite: bool = False) -> None:
+        """Open the file, or stdout for ``-``.
+
+        Raises:
+            OutputError: If the file is there already, or cannot be written.
+        """
+        self.name = "stdout" if path == "-" else path
+        self._file: IO[bytes]
+        if path == "-":
+            self._file = sys.stdout.buffer
+            return
+        if not Path(path).is_char_device():  # such as /dev/full or a serial line
+            check_free(Path(path), overwrite)
+        try:
+            self._file = Path(path).open("wb", buffering=0)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+    def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
+        """Write one line; others can read it at once."""
+        line = result.to_json().encode() + b"\n"
+        seekable = self.name != "stdout" and self._file.seekable()
+        start = self._file.tell() if seekable else 0
+        try:
+            written = self._file.write(line)
+            self._file.flush()
+            if written is not None and written < len(line):
+                raise OSError(28, "No space left on device")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if seekable:
+                with suppress(OSError):
+                    self._file.truncate(start)
+            raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
+        return True
+
+    def close(self, failed: bool = False) -> None:
+        """Close the file; the lines so far are whole."""
+        if self.name != "stdout":
+            self._file.close()
+
+
+class VideoRecording(Output):
+    """An annotated video. The file appears when the recording ends well, or not at all."""
+
+    wants_picture = True
+
+    def __init__(self, path: Path, fps: float, overwrite: bool = False) -> None:
+        """Reserve the name; the writer is made with the first frame, whose size the video has.
+
+        Raises:
+            OutputError: If the file is there already, its suffix is not .mp4 or .avi, or its folder cannot be written.
+        """
+        if path.suffix.lower() not in (".mp4", ".avi"):
+            raise OutputError(f"{path} must end in .mp4 or .avi")
+        self.path, self.fps = path, fps
+        self._stack = ExitStack()
+        self._partial = self._stack.enter_context(whole_file(path, overwrite))
+        self._writer: Any = None
+        self._size_wh = (0, 0)
+        self._first_time = 0.0
+        self._written = 0
+
+    def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
+        """Write one frame, repeated or left out so that the video keeps the source's time."""
+        assert annotated is not None
+        if self._writer is None:
+            self._open(annotated, frame.time)
+        due = round((frame.time - self._first_time) * self.fps) + 1 - self._written
+        if due > LONGEST_GAP_S * self.fps:
+            self._first_time += (due - 1) / self.fps
+            due = 1
+        if due > 0:
+            picture = fit_into(annotated, self._size_wh)
+            for _ in range(due):
+                self._writer.write(picture)
+            self._written += due
+        if self._written % 64 < due and shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES:
+            raise OutputError(f"{self.path} cannot be written: the disk is full")
+        return True
+
+    def close(self, failed: bool = False) -> None:
+        """Finish the file and check that it can be read back; after a failure remove it."""
+        if self._writer is not None:
+            self._writer.release()
+        if failed or self._writer is None:
+            with suppress(OutputError):
+                self._stack.__exit__(OutputError, OutputError("recording failed"), None)
+            return
+        with self._stack:
+            check = cv2.VideoCapture(str(self._partial))
+            frames = int(check.get(cv2.CAP_PROP_FRAME_COUNT))
+            check.release()
+            if frames != self._written:
+                raise OutputError(f"{self.path} cannot be written: only {frames} of {self._written} frames arrived")
+
+    def _open(self, picture: UInt8Array, start: float) -> None:
+        height, width = picture.shape[:2]
+        # the codec stores colour for 2×2 pixels
+        self._size_wh = (width + width % 2, height + height % 2)
+        fourcc = cv2.VideoWriter.fourcc(*("mp4v" if self.path.suffix.lower() == ".mp4" else "MJPG"))
+        self._writer = cv2.VideoWriter(str(self._partial), fourcc, self.fps, self._size_wh)
+        if not self._writer.isOpened():
+            self._writer = None
+            raise OutputError(f"{self.path} cannot be written as a video by this OpenCV; try the suffix .avi")
+        self._first_time = start
+
+
+class Window(Output):
+    """A window on the screen; q or Esc ends the loop."""
+
+    wants_picture = True
+
+    def __init__(self, title: str = "maskfer") -> None:
+        self.title = title
+
+    def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
+        """Show the picture."""
+        try:
+            cv2.imshow(self.title, annotated)
+            return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
+        except cv2.error as error:
+            raise OutputError("the window cannot be opened; give --headless") from error
+
+    def close(self, failed: bool = False) -> None:
+        """Close the window."""
+        with suppress(cv2.error):
+            cv2.destroyAllWindows()
+
+
+def has_display() -> bool:
+    """Whether there is a screen that a window could open on."""
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def fit_into(image: UInt8Array, size_wh: tuple[int, int]) -> UInt8Array:
+    """The picture centred on a black canvas of `size_wh`, made smaller if it must be."""
+    width, height = size_wh
+    h, w = image.shape[:2]
+    if (w, h) == size_wh:
+        return image
+    scale = min(width / w, height / h, 1.0)
+    if scale < 1:
+        w, h = max(1, round(w * scale)), max(1, round(h * scale))
+        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    left, top = (width - w) // 2, (height - h) // 2
+    return cv2.copyMakeBorder(  # type: ignore[return-value]
+        image, top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+    )

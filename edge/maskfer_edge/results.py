@@ -1,0 +1,59 @@
+"""What the runtime says of a frame."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from maskfer_edge.contract import LABELS, FloatArray
+
+
+@dataclass(frozen=True)
+class FaceResult:
+    """One face in one frame.
+
+    Attributes:
+        track: Number that stays with a face from frame to frame.
+        box: Left, top, width, height in pixels of the frame.
+        detector_score: On the detector's own scale; Haar: how many windows agreed on the face.
+        expression: The label with the highest score.
+        confidence: Its score, 0 to 1.
+        scores: Every label's score, 0 to 1, smoothed over the track's frames; they sum to 1.
+    """
+
+    track: int
+    box: tuple[int, int, int, int]
+    detector_score: float
+    expression: str
+    confidence: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """All faces in one frame.
+
+    Attributes:
+        time: Live: seconds since 1970. File or folder: seconds from its beginning.
+        frame: Number of the frame in the source, from 0.
+        faces: In no particular order.
+        latency_ms: From the frame's arrival in the loop to this result.
+    """
+
+    time: float
+    frame: int
+    faces: tuple[FaceResult, ...]
+    latency_ms: float
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+
+def face_result(track: int, box: tuple[int, int, int, int], detector_score: float, scores: FloatArray) -> FaceResult:
+    """Make a FaceResult from (7,) float32 scores."""
+    best = int(np.argmax(scores))
+    rounded = {label: round(float(score), 4) for label, score in zip(LABELS, scores, strict=True)}
+    return FaceResult(track, box, round(detector_score, 3), LABELS[best], rounded[LABELS[best]], rounded)

@@ -1,0 +1,64 @@
+"""The one place where a TFLite runtime is chosen and opened."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from maskfer_edge.errors import DependencyError, InputError, ModelError
+
+# name for users: (module, pip line)
+RUNTIMES = {
+    "litert": ("ai_edge_litert.interpreter", "pip install ai-edge-litert"),
+    "tflite-runtime": ("tflite_runtime.interpreter", "pip install 'maskfer[tflite-runtime]' (Python 3.11)"),
+}
+AUTO = "auto"
+
+
+def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, name: str = "model") -> Any:
+    """Open a model and allocate its tensors.
+
+    Args:
+        flatbuffer: A TFLite model.
+        runtime: ``auto`` (the first that is installed), ``litert`` or ``tflite-runtime``.
+        threads: For the computation. More than one slows small networks down.
+        name: For messages.
+
+    Returns:
+        An ``Interpreter``; both runtimes have the same interface.
+
+    Raises:
+        DependencyError: If no runtime is installed, or it does not go with the installed numpy.
+        InputError: If `runtime` is none of the names.
+        ModelError: If the runtime refuses the model.
+    """
+    if runtime != AUTO and runtime not in RUNTIMES:
+        raise InputError(f"unknown runtime {runtime!r}; there are {AUTO}, {', '.join(RUNTIMES)}")
+    interpreter_class, found = _import_runtime(runtime)
+    try:
+        interpreter = interpreter_class(model_content=flatbuffer, num_threads=threads)
+        interpreter.allocate_tensors()
+    except Exception as error:  # the runtimes raise ValueError, RuntimeError and, under numpy 2, more
+        if found == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
+            raise DependencyError(
+                f"tflite-runtime does not work with numpy {np.__version__}; run: pip install 'numpy<2'"
+            ) from error
+        raise ModelError(f"{name} is refused by {found}: {' '.join(str(error).split())[:200]}") from error
+    return interpreter
+
+
+def _import_runtime(runtime: str) -> tuple[Any, str]:
+    for candidate, (module, _) in RUNTIMES.items():
+        if runtime in (AUTO, candidate):
+            try:
+                return importlib.import_module(module).Interpreter, candidate
+            except ImportError as error:
+                # there, but broken: say what is missing in it rather than that it is not there
+                if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+                    reason = " ".join(str(error).split())[:200]
+                    raise DependencyError(f"{candidate} is installed but cannot be loaded: {reason}") from error
+    wanted = list(RUNTIMES) if runtime == AUTO else [runtime]
+    lines = " or ".join(RUNTIMES[name][1] for name in wanted)
+    raise DependencyError(f"no TFLite runtime ({', '.join(wanted)}) is installed; run: {lines}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app
+from maskfer_edge.quiet import quiet_native_libraries
 
 app = make_app("Converts trained networks to self-describing int8 TFLite files.")
 
@@ -30,16 +31,15 @@ def quantize_command(
     """Quantise MODEL to full integers and compare it with the float network on the test split."""
     from maskfer_converter.quantize import quantize
 
-    report = quantize(model, calibrate, out, per_class, seed, overwrite)
+    with quiet_native_libraries():
+        report = quantize(model, calibrate, out, per_class, seed, overwrite)
     if json_:
         print_json(report)
         return
     print_result(f"{report.model}: {report.bytes / 1000:.0f} kB, calibrated on {report.calibration_pictures} pictures")
     print_result(f"{'':14}{'float':>8}{'int8':>8}{'agree':>8}{'pictures':>10}")
     for part, row in report.accuracy.items():
-        print_result(
-            f"{part:14}{row['float']:8.1%}{row['int8']:8.1%}{row['agreement']:8.1%}{row['pictures']:10d}"
-        )
+        print_result(f"{part:14}{row['float']:8.1%}{row['int8']:8.1%}{row['agreement']:8.1%}{row['pictures']:10d}")
 
 
 def main() -> None:

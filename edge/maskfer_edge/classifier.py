@@ -46,7 +46,9 @@ class Classifier:
         self._input, self._output = inputs[0], outputs[0]
         for detail in (self._input, self._output):
             if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
-                raise ModelError(f"{model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits")
+                raise ModelError(
+                    f"{model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits"
+                )
         self._in_scale, self._in_zero = self._input["quantization"]
         self._out_scale, self._out_zero = self._output["quantization"]
         self._buffer = np.empty(expected[0], dtype=self._input["dtype"])
@@ -64,7 +66,9 @@ class Classifier:
             InputError: If `face` is of another shape or dtype.
         """
         if face.shape != (INPUT_SIZE, INPUT_SIZE) or face.dtype != np.uint8:
-            raise InputError(f"expected a face of ({INPUT_SIZE}, {INPUT_SIZE}) uint8; received {face.shape} {face.dtype}")
+            raise InputError(
+                f"expected a face of ({INPUT_SIZE}, {INPUT_SIZE}) uint8; received {face.shape} {face.dtype}"
+            )
         self._quantise(face)
         self._interpreter.set_tensor(self._input["index"], self._buffer)
         self._interpreter.invoke()

@@ -36,7 +36,9 @@ def run_command(
     model: ModelOption = None,
     detector: DetectorOption = "haar",
     headless: Annotated[bool, typer.Option("--headless", help="Open no window.")] = False,
-    jsonl: Annotated[str | None, typer.Option(help="Write one line of JSON a frame to this file; - for stdout.")] = None,
+    jsonl: Annotated[
+        str | None, typer.Option(help="Write one line of JSON a frame to this file; - for stdout.")
+    ] = None,
     record: Annotated[Path | None, typer.Option(help="Write the annotated video to this file (.mp4 or .avi).")] = None,
     max_frames: Annotated[int, typer.Option(min=0, help="End after so many frames; 0: at the source's end.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
@@ -53,7 +55,7 @@ def run_command(
     from maskfer_edge.classifier import open_classifier
     from maskfer_edge.detector import open_detector
     from maskfer_edge.loop import Pipeline, run_loop
-    from maskfer_edge.outputs import JsonLines, Output, VideoRecording, Window, has_display
+    from maskfer_edge.outputs import JsonLines, VideoRecording, Window, has_display
     from maskfer_edge.quiet import quiet_native_libraries
     from maskfer_edge.tracker import Tracker
 

@@ -38,6 +38,10 @@ def run_app(app: typer.Typer, name: str) -> None:
         # the reader of our output has gone (`| head`); keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # a full disk, a lost mount: whatever no writer has named already
+        what = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"{name}: {what}{error.strerror or error}\n")
+        sys.exit(1)
 
 
 def say(text: str) -> None:

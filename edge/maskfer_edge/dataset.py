@@ -48,9 +48,7 @@ class PictureSet:
     def take(self, indices: npt.NDArray[Any]) -> PictureSet:
         """The pictures at `indices` (integers, or booleans as a mask), in that order."""
         chosen = np.arange(len(self))[indices]
-        return PictureSet(
-            self.images[chosen], self.labels[chosen], tuple(self.names[int(i)] for i in chosen)
-        )
+        return PictureSet(self.images[chosen], self.labels[chosen], tuple(self.names[int(i)] for i in chosen))
 
 
 def decode(data: bytes, name: str) -> UInt8Array:

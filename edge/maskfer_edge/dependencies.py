@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from maskfer_edge.errors import DependencyError
 
 try:
-    import cv2 as cv2
+    import cv2
 except ImportError as error:
     missing_library = re.search(r"lib[\w.+-]+\.so[\w.]*", str(error))
     if missing_library:
@@ -18,14 +18,13 @@ except ImportError as error:
             "run: sudo apt install -y libgl1 libglib2.0-0 libxcb1"
         ) from error
     raise DependencyError(
-        f"OpenCV cannot be imported ({' '.join(str(error).split())[:200]}); "
-        "run: pip install 'opencv-python>=4.8,<5'"
+        f"OpenCV cannot be imported ({' '.join(str(error).split())[:200]}); run: pip install 'opencv-python>=4.8,<5'"
     ) from error
 
 if not hasattr(cv2, "CascadeClassifier"):
-    raise DependencyError(
-        f"OpenCV {cv2.__version__} has no Haar cascades; run: pip install 'opencv-python>=4.8,<5'"
-    )
+    raise DependencyError(f"OpenCV {cv2.__version__} has no Haar cascades; run: pip install 'opencv-python>=4.8,<5'")
+
+__all__ = ["cv2", "extra"]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class HaarDetector(Detector):
         folders.append(Path("/usr/share/opencv4/haarcascades"))
         paths = [folder / "haarcascade_frontalface_default.xml" for folder in folders]
         found = next((path for path in paths if path.is_file()), None)
-        self._cascade = cv2.CascadeClassifier(str(found)) if found else None
+        self._cascade: Any = cv2.CascadeClassifier(str(found)) if found else None
         if self._cascade is None or self._cascade.empty():
             raise DependencyError("OpenCV's Haar cascade is missing; run: sudo apt install -y opencv-data")
 
@@ -97,9 +98,7 @@ class HaarDetector(Detector):
         )
         return [
             Detection((int(x), int(y), int(w), int(h)), float(count))
-            for (x, y, w, h), count in zip(
-                np.round(np.reshape(boxes, (-1, 4)) * shrink), np.ravel(counts), strict=True
-            )
+            for (x, y, w, h), count in zip(np.round(np.reshape(boxes, (-1, 4)) * shrink), np.ravel(counts), strict=True)
         ]
 
 

@@ -1,11 +1,11 @@
 """The errors that maskfer raises on purpose.
 
-    MaskferError            anything a user can mend; its text is one line that names the remedy
-    ├── DependencyError     a library, an extra or a system package is missing
-    ├── InputError          a file, folder, picture or option that cannot be used
-    │   └── ModelError      a model file that does not keep the contract
-    ├── OutputError         something cannot be written (exists already, disk full, no permission)
-    └── CameraError         a camera or stream that cannot be opened or has ended unexpectedly
+MaskferError            anything a user can mend; its text is one line that names the remedy
+├── DependencyError     a library, an extra or a system package is missing
+├── InputError          a file, folder, picture or option that cannot be used
+│   └── ModelError      a model file that does not keep the contract
+├── OutputError         something cannot be written (exists already, disk full, no permission)
+└── CameraError         a camera or stream that cannot be opened or has ended unexpectedly
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
@@ -77,7 +79,7 @@ class JsonLines(Output):
         if not Path(path).is_char_device():  # such as /dev/full or a serial line
             check_free(Path(path), overwrite)
         try:
-            self._file = Path(path).open("wb", buffering=0)
+            self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115 (closed by close)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -208,8 +210,9 @@ def fit_into(image: UInt8Array, size_wh: tuple[int, int]) -> UInt8Array:
     scale = min(width / w, height / h, 1.0)
     if scale < 1:
         w, h = max(1, round(w * scale)), max(1, round(h * scale))
-        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+        image = cv2.resize(image, (w, h), interpolation=cv2.INTER_AREA)
     left, top = (width - w) // 2, (height - h) // 2
-    return cv2.copyMakeBorder(  # type: ignore[return-value]
+    framed = cv2.copyMakeBorder(
         image, top, height - h - top, left, width - w - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
     )
+    return np.asarray(framed, dtype=np.uint8)

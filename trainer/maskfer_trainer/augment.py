@@ -22,21 +22,18 @@ def augment(images: UInt8Array, random: np.random.Generator) -> UInt8Array:
     """
     count, height, width = images.shape
     changed = np.empty_like(images)
-    flips = random.random(count) < 0.5
-    angles = random.uniform(-12, 12, count)
-    scales = random.uniform(0.88, 1.14, count)
+    flips = random.random((count,)) < 0.5
+    angles = random.uniform(-12, 12, (count,))
+    scales = random.uniform(0.88, 1.14, (count,))
     shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height)
-    contrasts = random.uniform(0.7, 1.3, count)
-    brightnesses = random.uniform(-35, 35, count)
-    blurs = np.where(random.random(count) < 0.15, random.uniform(0.4, 1.0, count), 0)
-    for i, image in enumerate(images):
+    contrasts = random.uniform(0.7, 1.3, (count,))
+    brightnesses = random.uniform(-35, 35, (count,))
+    blurs = np.where(random.random((count,)) < 0.15, random.uniform(0.4, 1.0, (count,)), 0)
+    for i, original in enumerate(images):
+        image = original[:, ::-1] if flips[i] else original
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[i], scales[i])
         matrix[:, 2] += shifts[i]
-        if flips[i]:
-            image = image[:, ::-1]
-        image = cv2.warpAffine(
-            np.ascontiguousarray(image), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE
-        )
+        image = cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
         if blurs[i]:
             image = cv2.GaussianBlur(image, (0, 0), blurs[i])
         mean = image.mean()

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -219,6 +220,7 @@ _worker: _Worker | None = None
 
 
 def _start_worker(source: PhotoSource, settings: BuildSettings, partial: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     global _worker  # noqa: PLW0603 (one a process, made by the pool's initializer)
     _worker = _Worker(source, settings, partial)
 

@@ -10,6 +10,7 @@ import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
 from maskfer_edge.dependencies import extra
+from maskfer_edge.quiet import quiet_native_libraries
 
 app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
 
@@ -24,7 +25,8 @@ def build_dataset_command(
     source: Annotated[Path, typer.Argument(help="Zip or folder with train/<class>/ and test/<class>/, or <class>/.")],
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     kinds: Annotated[
-        list[str] | None, typer.Option("--mask", help="Mask kind to use; may be given several times. Default: all.")
+        list[str] | None,
+        typer.Option("--mask", help="Mask kind to use; may be given several times. Default: all."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of masks, and of the split where there is none.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
@@ -65,7 +67,7 @@ def fit_command(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     """Train a network on the masked faces of DATASET, with live curves in OUT/curves.png."""
-    with extra("trainer"):
+    with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fitting import FitSettings, fit
 
     settings = FitSettings(
@@ -79,6 +81,26 @@ def fit_command(
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
     model = fit(dataset, out, settings, resume, verbose=1 if sys.stderr.isatty() else 2)
     print_result(str(model))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path, typer.Argument(help="A .keras of trainer fit or a .tflite of converter quantize.")],
+    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to make, for evaluation.json and confusion matrices.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.evaluation import as_text, evaluate
+
+        evaluation = evaluate(model, dataset, out)
+    if json_:
+        print_json(evaluation)
+    else:
+        print_result(as_text(evaluation))
 
 
 def main() -> None:

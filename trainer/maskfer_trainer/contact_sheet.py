@@ -44,7 +44,8 @@ def contact_sheet(dataset: Path, records: list[dict[str, Any]], seed: int) -> Im
                     if max(tile.size) < TILE_PX:
                         factor = TILE_PX / max(tile.size)
                         tile = tile.resize(
-                            (round(tile.width * factor), round(tile.height * factor)), Image.Resampling.BICUBIC
+                            (round(tile.width * factor), round(tile.height * factor)),
+                            Image.Resampling.BICUBIC,
                         )
                     sheet.paste(tile, (x + offset * TILE_PX, y))
     return sheet

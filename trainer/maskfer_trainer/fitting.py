@@ -60,7 +60,12 @@ class FaceBatches(keras.utils.PyDataset):  # type: ignore[misc]
     """Batches of faces, in an order and with changes that depend on seed and epoch alone."""
 
     def __init__(
-        self, masked: PictureSet, bare: PictureSet | None, settings: FitSettings, first_epoch: int, changed: bool
+        self,
+        masked: PictureSet,
+        bare: PictureSet | None,
+        settings: FitSettings,
+        first_epoch: int,
+        changed: bool,
     ) -> None:
         super().__init__()
         self.masked, self.bare, self.settings, self.changed = masked, bare, settings, changed

@@ -61,9 +61,7 @@ class LandmarkPredictor:
         height, width = grey.shape
         scale = max(1.0, SMALLEST_SIDE / min(height, width))
         if scale > 1:
-            grey = np.asarray(
-                cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8
-            )
+            grey = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
         shape = self._predictor(grey, self._rectangle(0, 0, grey.shape[1] - 1, grey.shape[0] - 1))
         points = np.array([(point.x, point.y) for point in shape.parts()], dtype=np.float32)
         return (points + 0.5) / np.float32(scale) - 0.5

@@ -75,19 +75,19 @@ class MaskTemplate:
 
 def to_canvas(points: Points, unit: float = UNIT_PX) -> Points:
     """Face units to canvas pixels."""
-    return ((points + np.float32(ORIGIN_UNITS)) * np.float32(unit)).astype(np.float32)
+    return np.asarray((points + np.array(ORIGIN_UNITS)) * unit, dtype=np.float32)
 
 
 def smooth_outline(half: tuple[tuple[float, float], ...]) -> Points:
     """Close a half outline by mirroring and round its corners (Chaikin's corner cutting, own)."""
     right = np.array(half, dtype=np.float32)
-    left = right[-2:0:-1] * np.float32([-1, 1])
+    left = right[-2:0:-1] * np.array((-1, 1))
     points = np.concatenate([right, left])
     for _ in range(3):
         following = np.roll(points, -1, axis=0)
         points = np.stack([0.75 * points + 0.25 * following, 0.25 * points + 0.75 * following], axis=1)
         points = points.reshape(-1, 2)
-    return points.astype(np.float32)
+    return np.asarray(points, dtype=np.float32)
 
 
 @lru_cache(maxsize=len(KINDS))
@@ -109,7 +109,7 @@ def draw_mask(name: str) -> MaskTemplate:
 
     alpha = np.maximum(cloth, loops).astype(np.float32) / 255
     is_cloth = (cloth > 0)[..., None]
-    colour = np.where(is_cloth, np.float32(cloth_rgb) * light[..., None], np.float32(loop_rgb)) / 255
+    colour = np.where(is_cloth, np.array(cloth_rgb) * light[..., None], np.array(loop_rgb)) / 255
     rgba = np.dstack([np.clip(colour, 0, 1) * alpha[..., None], alpha]).astype(np.float32)
 
     levels = [_halve(rgba)]
@@ -135,8 +135,8 @@ def _cloth_light(shape: str, size_wh: tuple[int, int], unit: float) -> FloatArra
 
     def fold(distance: FloatArray, width: float, depth: float) -> FloatArray:
         # a lit ridge beside a dark crease
-        return (depth * (np.exp(-(((distance + width) / width) ** 2))
-                         - 1.6 * np.exp(-((distance / width) ** 2)))).astype(np.float32)  # fmt: skip
+        ridge, crease = np.exp(-(((distance + width) / width) ** 2)), np.exp(-((distance / width) ** 2))
+        return np.asarray(depth * (ridge - 1.6 * crease), dtype=np.float32)
 
     if shape == "surgical":
         for level in (0.36, 0.54, 0.72):
@@ -152,7 +152,7 @@ def _cloth_light(shape: str, size_wh: tuple[int, int], unit: float) -> FloatArra
         light += 0.015 * weave
         light += fold((np.abs(x) - 0.9 + 0.25 * (y - 0.3) ** 2).astype(np.float32), 0.012, 0.08)
         light += fold(x.astype(np.float32), 0.01, 0.05)
-    return light.astype(np.float32)
+    return np.asarray(light, dtype=np.float32)
 
 
 def _draw_loops(shape: str, size_wh: tuple[int, int], unit: float) -> npt.NDArray[np.uint8]:
@@ -161,7 +161,7 @@ def _draw_loops(shape: str, size_wh: tuple[int, int], unit: float) -> npt.NDArra
     top = OUTLINES[shape][5]
     for side in (-1, 1):
         for start, end in ((top, (1.3, 0.02)), ((0.9, 0.6), (1.28, 0.3))):
-            line = to_canvas(np.array([start, end], dtype=np.float32) * np.float32([side, 1]), unit)
+            line = to_canvas(np.array([start, end], dtype=np.float32) * np.array((side, 1)), unit)
             a, b = (tuple(int(v) for v in np.round(point)) for point in line)
             cv2.line(loops, a, b, 255, round(0.022 * unit), cv2.LINE_AA)
     return loops

@@ -63,9 +63,7 @@ def find_pivots(landmarks: Landmarks, ridge: float = 0.35) -> Points:
     def on_jaw(points: Points, along: Points) -> Points:
         # from the chin upwards; np.interp clamps at the top of the jaw line
         along = np.maximum.accumulate(-along)
-        return np.array(
-            [np.interp(-CHEEK_HEIGHT, along, points[:, k]) for k in (0, 1)], dtype=np.float32
-        )
+        return np.array([np.interp(-CHEEK_HEIGHT, along, points[:, k]) for k in (0, 1)], dtype=np.float32)
 
     left = on_jaw(landmarks[JAW_RIGHT][::-1], heights[JAW_RIGHT][::-1])
     right = on_jaw(landmarks[JAW_LEFT], heights[JAW_LEFT])
@@ -102,8 +100,8 @@ def put_on(image: UInt8Array, landmarks: Landmarks, template: MaskTemplate, wear
     outline = cv2.perspectiveTransform(template.outline[None], homography)[0]
     height, width = image.shape[:2]
     loops = 0.3 * np.abs(np.ptp(pivots[:, 0]))
-    x0, y0 = np.floor(np.maximum(outline.min(0) - (loops, 2), 0)).astype(int)
-    x1, y1 = np.ceil(np.minimum(outline.max(0) + (loops + 1, 2), (width, height))).astype(int)
+    x0, y0 = np.floor(np.maximum(outline.min(0) - np.array((loops, 2)), 0)).astype(int)
+    x1, y1 = np.ceil(np.minimum(outline.max(0) + np.array((loops + 1, 2)), (width, height))).astype(int)
     if x1 - x0 < 3 or y1 - y0 < 3:
         raise InputError("implausible landmarks: the mask lies outside the picture")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -61,7 +62,7 @@ class PhotoSource:
             self._zip = zipfile.ZipFile(self.root)
         try:
             return self._zip.read(path)
-        except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, NotImplementedError) as error:
             raise InputError(f"{path} cannot be unpacked: {error}") from error
 
     def fingerprint(self) -> str:

@@ -1,0 +1,179 @@
+"""What the tests of several packages share: tiny pictures, data sets and networks."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+
+CLASSES = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
+TRAIN_PICTURES, TEST_PICTURES = 7, 3
+# Brightness (0 to 1) at which the hand-made network is surest of each class.
+CENTRES = np.linspace(0.3, 0.6, len(CLASSES))
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """The public-domain portrait's face: (128, 128, 3) uint8, B,G,R."""
+    from skimage.data import astronaut
+
+    return np.ascontiguousarray(astronaut()[60:188, 160:288, ::-1])
+
+
+@pytest.fixture(scope="session")
+def grey_face(astronaut: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+
+
+@pytest.fixture(scope="session")
+def vary(grey_face: np.ndarray) -> Callable[[int, float], np.ndarray]:
+    """A factory of variations of one face: (48, 48) uint8 of about the brightness asked for."""
+
+    def make(seed: int, brightness: float = 0.45) -> np.ndarray:
+        random = np.random.default_rng(seed)
+        dx, dy = random.uniform(-4, 4, 2)
+        picture = cv2.warpAffine(
+            grey_face, np.float32([[1, 0, dx], [0, 1, dy]]), (128, 128), borderMode=cv2.BORDER_REPLICATE
+        )
+        if random.random() < 0.5:
+            picture = picture[:, ::-1]
+        picture = cv2.resize(picture, (48, 48), interpolation=cv2.INTER_AREA).astype(np.float64)
+        picture += 255 * brightness - picture.mean() + random.normal(0, 3, picture.shape)
+        return np.clip(picture, 0, 255).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_source(vary: Callable[[int, float], np.ndarray]) -> Callable[..., Path]:
+    """A factory of source folders; the last test picture of happy is a copy of its first training picture."""
+
+    def make(folder: Path, train: int = TRAIN_PICTURES, test: int = TEST_PICTURES) -> Path:
+        for label, name in enumerate(CLASSES):
+            for split, count in (("train", train), ("test", test)):
+                (folder / split / name).mkdir(parents=True)
+                for i in range(count):
+                    seed = 1000 * label + 100 * (split == "test") + i
+                    if (split, name, i) == ("test", "happy", count - 1):
+                        seed = 1000 * label
+                    cv2.imwrite(str(folder / split / name / f"{i}.png"), vary(seed, CENTRES[label]))
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory, make_source: Callable[..., Path]) -> Path:
+    """Seven training and three test faces of each class."""
+    return make_source(tmp_path_factory.mktemp("source") / "faces")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
+    """The data set of `source`, seed 0, built in one process."""
+    from maskfer_trainer.builder import BuildSettings, build_dataset
+
+    out = tmp_path_factory.mktemp("dataset") / "masked"
+    build_dataset(source, out, BuildSettings(), workers=1)
+    return out
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., Any]:
+    """A factory of the contract's smallest network: the class goes by mean brightness, or is always `only`."""
+
+    def make(only: int | None = None) -> Any:
+        import keras
+
+        layers = keras.layers
+        inputs = keras.Input((48, 48, 1))
+        x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(inputs))
+        network = keras.Model(inputs, layers.Dense(7, activation="softmax")(x), name="by-brightness")
+        if only is None:
+            weights, bias = 400 * CENTRES[None], -200 * CENTRES**2
+        else:
+            weights, bias = np.zeros((1, 7)), 5.0 * np.eye(7)[only]
+        network.layers[-1].set_weights([weights.astype(np.float32), bias.astype(np.float32)])
+        return network
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def save_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
+    """Saves a network as `trainer fit` does, in a folder of its own."""
+
+    def save(network: Any) -> Path:
+        from maskfer_trainer.keras_file import embed_metadata
+
+        folder = tmp_path_factory.mktemp("network")
+        network.save(folder / "bare.keras")
+        said = {"architecture": "tiny", "dataset": "faces", "dataset_sha256": "ab" * 32, "training_pictures": 49}
+        embed_metadata(folder / "bare.keras", folder / "model.keras", said)
+        return folder / "model.keras"
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def keras_model(make_network: Callable[..., Any], save_network: Callable[[Any], Path]) -> Path:
+    """A `.keras` whose class goes by mean brightness."""
+    return save_network(make_network())
+
+
+@pytest.fixture(scope="session")
+def one_class_model(make_network: Callable[..., Any], save_network: Callable[[Any], Path]) -> Path:
+    """A `.keras` that always says Happy."""
+    return save_network(make_network(only=3))
+
+
+@pytest.fixture(scope="session")
+def tflite_model(tmp_path_factory: pytest.TempPathFactory, keras_model: Path, dataset: Path) -> Path:
+    """`keras_model`, quantised."""
+    from maskfer_converter.quantize import quantize
+
+    out = tmp_path_factory.mktemp("tflite") / "model.tflite"
+    quantize(keras_model, dataset, out, per_class=4)
+    return out
+
+
+@pytest.fixture
+def run_main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs a command's entry point in this process."""
+
+    def run(main: Callable[[], None], *arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        out, err = capsys.readouterr()
+        return Ran(code if isinstance(code, int) else int(code is not None), out, err)
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="session")
+def read_folder() -> Callable[[Path], dict[str, bytes]]:
+    return contents

@@ -1,0 +1,140 @@
+import errno
+import os
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.files import check_free, check_space, read_bytes, whole_file, write_whole
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+@pytest.mark.parametrize(("content", "expected"), [(b"\x00\xff", b"\x00\xff"), ("Grüße", "Grüße".encode())])
+def test_write_whole_writes_bytes_and_utf8(tmp_path, content, expected):
+    write_whole(tmp_path / "a.txt", content)
+    assert (tmp_path / "a.txt").read_bytes() == expected
+
+
+def test_nothing_but_the_file_is_left(tmp_path):
+    write_whole(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_existing_file_is_refused_and_kept(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(OutputError, match="already there.*--overwrite"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_overwrite_replaces(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    write_whole(path, "new", overwrite=True)
+    assert (path.read_text(), names(tmp_path)) == ("new", ["a.txt"])
+
+
+def test_a_failure_inside_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a.txt") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert names(tmp_path) == []
+
+
+def test_a_failure_inside_keeps_the_old_content(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_file(path, overwrite=True) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert (path.read_text(), names(tmp_path)) == ("old", ["a.txt"])
+
+
+def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path):
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space"), whole_file(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_block_that_writes_nothing_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="cannot be written"), whole_file(tmp_path / "a.txt"):
+        pass
+
+
+def test_the_temporary_name_keeps_the_suffix_and_the_folder(tmp_path):
+    with whole_file(tmp_path / "a.mp4") as partial:
+        partial.touch()
+        assert (partial.suffix, partial.parent) == (".mp4", tmp_path)
+
+
+def test_a_name_that_appears_meanwhile_is_not_replaced(tmp_path):
+    path = tmp_path / "a.txt"
+    with pytest.raises(OutputError, match="already there"), whole_file(path) as partial:
+        partial.write_text("mine")
+        path.write_text("another's")
+    assert (path.read_text(), names(tmp_path)) == ("another's", ["a.txt"])
+
+
+def test_a_file_system_without_hard_links_works(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_whole(tmp_path / "a.txt", "new")
+    assert ((tmp_path / "a.txt").read_text(), names(tmp_path)) == ("new", ["a.txt"])
+
+
+def test_check_free_accepts_a_new_name(tmp_path):
+    assert check_free(tmp_path / "new") is None
+
+
+def test_check_free_refuses_a_missing_folder(tmp_path):
+    with pytest.raises(OutputError, match="mkdir -p"):
+        check_free(tmp_path / "none" / "a.txt")
+
+
+def test_check_free_refuses_a_dangling_link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match="already there"):
+        check_free(tmp_path / "link")
+
+
+def test_check_free_refuses_a_folder_even_to_overwrite(tmp_path):
+    with pytest.raises(OutputError, match="is a folder"):
+        check_free(tmp_path, overwrite=True)
+
+
+def test_check_free_refuses_a_folder_without_permission(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot be written to"):
+        check_free(tmp_path / "a.txt")
+
+
+def test_read_bytes_reads(tmp_path):
+    (tmp_path / "a").write_bytes(b"\x01\x02")
+    assert read_bytes(tmp_path / "a") == b"\x01\x02"
+
+
+def test_read_bytes_names_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match="none cannot be read: No such file"):
+        read_bytes(tmp_path / "none")
+
+
+def test_read_bytes_refuses_a_folder(tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        read_bytes(tmp_path)
+
+
+@pytest.mark.parametrize(("free", "refused"), [(999, True), (1000, False)])
+def test_check_space_compares_with_what_is_free(tmp_path, monkeypatch, free, refused):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(free))
+    try:
+        check_space(tmp_path, 1000)
+    except OutputError as error:
+        assert refused and "free some space" in str(error)
+    else:
+        assert not refused

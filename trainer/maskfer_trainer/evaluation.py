@@ -1,0 +1,201 @@
+"""How well a network does on the test split: confusion matrices and per-class figures, masked and bare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_fscore_support
+
+from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array
+from maskfer_edge.dataset import PARTS, PictureSet, manifest, read_part
+from maskfer_edge.dependencies import extra
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.files import read_bytes, whole_file, write_whole
+
+Indices = npt.NDArray[np.int64]
+Predict = Callable[[UInt8Array], Indices]
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class against the rest, shares from 0 to 1.
+
+    Attributes:
+        accuracy: (TP + TN) / all.
+        precision: TP / (TP + FP); 0 where the class is never given. The paper's equation 2 repeats
+            accuracy under this name.
+        recall: TP / (TP + FN).
+        f1: Harmonic mean of precision and recall.
+        pictures: How many the class has.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    pictures: int
+
+
+@dataclass(frozen=True)
+class PartFigures:
+    """One part of the test split.
+
+    Attributes:
+        accuracy: Share of pictures given their own label.
+        accuracy_without_duplicates: The same without pictures whose pixels also stand in train.
+        pictures: How many there are.
+        duplicates: How many of them also stand in train.
+        confusion: 7 rows (true label) of 7 counts (given label).
+        classes: By label.
+    """
+
+    accuracy: float
+    accuracy_without_duplicates: float
+    pictures: int
+    duplicates: int
+    confusion: list[list[int]]
+    classes: dict[str, ClassFigures]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A network on a data set's test split.
+
+    Attributes:
+        model: Its path.
+        dataset: Path of the data set.
+        parts: ``masked`` and ``bare`` to their figures.
+    """
+
+    model: str
+    dataset: str
+    parts: dict[str, PartFigures]
+
+
+def evaluate(model: Path, dataset: Path, out: Path | None = None) -> Evaluation:
+    """Evaluate a `.keras` or a `.tflite` on the test split, masked and bare.
+
+    Args:
+        model: The network.
+        dataset: Made by ``trainer build-dataset``.
+        out: Folder to make, for evaluation.json and the confusion matrices as pictures.
+
+    Raises:
+        InputError: If model or data set cannot be used.
+        OutputError: If `out` is there already.
+    """
+    if out is not None and out.exists():
+        raise OutputError(f"{out} is already there; name another folder")
+    predict = open_model(model)
+    in_train = {f"{r['class']}/{r['stem']}" for r in manifest(dataset) if r["split"] == "test" and r["in_train"]}
+    parts = {part: part_figures(read_part(dataset, part, "test"), predict, in_train) for part in PARTS}
+    evaluation = Evaluation(str(model), str(dataset), parts)
+    if out is not None:
+        try:
+            out.mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{out} cannot be made: {error.strerror}") from error
+        for part, figures in parts.items():
+            draw_confusion(figures, f"{model.name} on {part} test faces", out / f"confusion-{part}.png")
+        write_whole(out / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+    return evaluation
+
+
+def open_model(path: Path) -> Predict:
+    """A function from (n, 48, 48) uint8 faces to (n,) class indices, by a `.keras` or `.tflite` file."""
+    if path.suffix == ".tflite":
+        from maskfer_edge.classifier import open_classifier
+
+        classifier = open_classifier(path)
+        return lambda images: np.array([int(classifier(face).argmax()) for face in images])
+    if path.suffix != ".keras":
+        raise InputError(f"{path} is neither a .keras nor a .tflite file")
+    read_bytes(path)
+    with extra("trainer"):
+        import keras
+    try:
+        network = keras.models.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
+    shapes = (network.input_shape[1:], network.output_shape[1:])
+    if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
+        raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
+
+    def predict(images: UInt8Array) -> Indices:
+        scores = network.predict(images[..., None].astype(np.float32), batch_size=256, verbose=0)
+        return np.asarray(scores.argmax(axis=1), dtype=np.int64)
+
+    return predict
+
+
+def part_figures(pictures: PictureSet, predict: Predict, in_train: set[str]) -> PartFigures:
+    """All figures of one part. `in_train` holds names of pictures that also stand in train."""
+    given = predict(pictures.images)
+    right = given == pictures.labels
+    fresh = np.array([name not in in_train for name in pictures.names])
+    indices = list(range(len(LABELS)))
+    confusion = confusion_matrix(pictures.labels, given, labels=indices)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        pictures.labels, given, labels=indices, zero_division=0
+    )
+    classes = {
+        label: ClassFigures(
+            accuracy=round(float(((given == k) == (pictures.labels == k)).mean()), 4),
+            precision=round(float(precision[k]), 4),
+            recall=round(float(recall[k]), 4),
+            f1=round(float(f1[k]), 4),
+            pictures=int(support[k]),
+        )
+        for k, label in enumerate(LABELS)
+    }
+    return PartFigures(
+        accuracy=round(float(right.mean()), 4),
+        accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else float("nan"),
+        pictures=len(pictures),
+        duplicates=int((~fresh).sum()),
+        confusion=confusion.tolist(),
+        classes=classes,
+    )
+
+
+def draw_confusion(figures: PartFigures, title: str, path: Path) -> None:
+    """Draw a confusion matrix in shares of each true label, with counts in the title, to a PNG file."""
+    counts = np.array(figures.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(7, 6.2), layout="constrained")
+    axes = figure.subplots()
+    display = ConfusionMatrixDisplay(shares, display_labels=LABELS)
+    display.plot(ax=axes, cmap="Blues", values_format=".0%", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
+    axes.set(xlabel="given", ylabel="true", title=f"{title}\n{figures.accuracy:.1%} of {figures.pictures} right")
+    axes.tick_params(axis="x", rotation=45)
+    with whole_file(path) as partial:
+        figure.savefig(partial, dpi=110)
+
+
+def as_text(evaluation: Evaluation) -> str:
+    """The figures as tables for a terminal: a class table with masked and bare side by side, then the matrices."""
+    parts = evaluation.parts
+    lines = [f"{evaluation.model} on {evaluation.dataset}", ""]
+    lines += [
+        f"{part:8} {figures.accuracy:6.1%} of {figures.pictures} right; "
+        f"{figures.accuracy_without_duplicates:.1%} without {figures.duplicates} that also stand in train"
+        for part, figures in parts.items()
+    ]
+    names = ("accuracy", "precision", "recall", "f1")
+    lines += ["", f"{'':10}" + "".join(f"| {part:^42}" for part in parts)]
+    lines += [f"{'':10}" + "".join("| " + "".join(f"{name:>10}" for name in names) + "  " for _ in parts)]
+    for label in LABELS:
+        cells = ["| " + "".join(f"{getattr(f.classes[label], n):10.1%}" for n in names) + "  " for f in parts.values()]
+        lines.append(f"{label:10}" + "".join(cells))
+    for part, figures in parts.items():
+        lines += ["", f"confusion matrix, {part} (rows: true, columns: given)"]
+        lines.append(f"{'':10}" + "".join(f"{label:>9}" for label in LABELS))
+        for label, row in zip(LABELS, figures.confusion, strict=True):
+            lines.append(f"{label:10}" + "".join(f"{count:9d}" for count in row))
+    return "\n".join(lines)

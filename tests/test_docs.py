@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from maskfer_converter.cli import app as converter
 from maskfer_edge.cli import app as edge
 from maskfer_trainer.cli import app as trainer
@@ -20,15 +21,19 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "command", "parameter"), COMMANDS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("name", "command", "parameter"), COMMANDS, ids=str)
 def test_every_command_and_option_stands_in_the_readme(name, command, parameter):
     assert f"{name} {command}" in README
-    shown = parameter.opts[0] if parameter.param_type_name == "option" else (parameter.metavar or parameter.name.upper())
+    shown = (
+        parameter.opts[0] if parameter.param_type_name == "option" else (parameter.metavar or parameter.name.upper())
+    )
     assert shown.removesuffix("...") in README
 
 
 @pytest.mark.parametrize("name", [*APPS, "maskfer-trainer", "maskfer-converter"])
 def test_every_command_is_installed_and_explains_itself(name):
-    result = subprocess.run([Path(sys.executable).with_name(name), "--help"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [Path(sys.executable).with_name(name), "--help"], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0
     assert "Usage" in result.stdout

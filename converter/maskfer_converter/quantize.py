@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,7 +107,9 @@ def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             said = json.loads(archive.read("maskfer.json")) if "maskfer.json" in archive.namelist() else {}
-    except (zipfile.BadZipFile, ValueError):
+        if not isinstance(said, dict):
+            raise ValueError
+    except (zipfile.BadZipFile, zlib.error, ValueError):
         raise InputError(f"{path} is not a whole .keras file; make one with: trainer fit DATASET --out RUN") from None
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # only its models become TFLite
@@ -115,9 +118,9 @@ def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
         import tensorflow  # noqa: F401
     try:
         network = keras.models.load_model(path, compile=False)
+        shapes = (network.input_shape, network.output_shape)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
-    shapes = (network.input_shape, network.output_shape)
     expected = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
     if shapes != expected:
         raise InputError(f"{path} has input and output of shapes {shapes}; expected {expected}")

@@ -241,7 +241,7 @@ def open_camera(source: str) -> Camera:
         return PiCamera()
     if source.startswith("usb:"):
         number = source.removeprefix("usb:")
-        if not (number.isascii() and number.isdigit()):
+        if not (number.isascii() and number.isdigit() and len(number) <= 3):
             raise InputError(f"expected a camera number after usb:, such as usb:0; received {source!r}")
         return UsbCamera(int(number))
     path = Path(source)

@@ -22,7 +22,7 @@ app = make_app("Reads facial expressions on people who wear face masks, live or 
 
 ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
 DetectorOption = Annotated[str, typer.Option(help="What finds the faces: haar.")]
-RuntimeOption = Annotated[str, typer.Option(help="TFLite runtime: auto, litert or tflite-runtime.")]
+RuntimeOption = Annotated[str, typer.Option(help="TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")]
 
 
 @app.callback()
@@ -62,7 +62,8 @@ def run_command(
     with ExitStack() as stack:
         with quiet_native_libraries():
             pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime), Tracker())
-            camera = stack.enter_context(open_camera(source))
+            camera = open_camera(source)
+        capture = stack.enter_context(Capture(camera))  # which closes the camera
         outputs: list[Output] = []
         with _closed_on_failure(outputs):
             if jsonl is not None:
@@ -73,7 +74,6 @@ def run_command(
                 outputs.append(Window())
         if not headless and not has_display():
             say("No display here: running headless.")
-        capture = stack.enter_context(Capture(camera))
         with _ends_on_signals(capture) as received:
             summary = run_loop(capture, pipeline, outputs, max_frames)
     _say_summary(summary, source, jsonl, record)
@@ -107,11 +107,12 @@ def predict_command(
 
     with quiet_native_libraries():
         classifier = open_classifier(model, runtime)
-        finder = open_detector(detector)
+        finder = FakeDetector() if crop else open_detector(detector)
     results: dict[str, Any] = {}
     found = 0
     for path in images:
-        image = read_picture(path)
+        with quiet_native_libraries():
+            image = read_picture(path)
         height, width = image.shape[:2]
         if crop:
             finder = FakeDetector([Detection((0, 0, width, height), 1.0)])
@@ -167,7 +168,7 @@ def _say_summary(summary: RunSummary, source: str, jsonl: str | None, record: Pa
     shown = ", ".join(f"{name} {count}" for name, count in summary.expressions.most_common())
     say(f"  faces in {summary.frames_with_faces} frames{': ' + shown if shown else ''}")
     for path in (jsonl, record):
-        if path not in (None, "-"):
+        if path is not None and Path(path).exists():
             say(f"  wrote {path}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, is_dataclass
 from typing import Any
@@ -34,10 +33,6 @@ def run_app(app: typer.Typer, name: str) -> None:
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")
         sys.exit(130)
-    except BrokenPipeError:
-        # the reader of our output has gone (`| head`); keep the interpreter from complaining at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except OSError as error:  # a full disk, a lost mount: whatever no writer has named already
         what = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"{name}: {what}{error.strerror or error}\n")

@@ -40,7 +40,7 @@ def preprocess(image: UInt8Array, box_xywh: Box, margin: float = 0.0, size: int 
     Raises:
         InputError: If the picture is empty or of another type, or the box has no area.
     """
-    if image.dtype != np.uint8 or image.size == 0 or image.ndim not in (2, 3):
+    if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
         raise InputError(f"expected a uint8 picture, grey or B,G,R; received {image.dtype} of {image.shape}")
     x, y, w, h = box_xywh
     side = max(w, h) * (1.0 + 2.0 * margin)
@@ -59,7 +59,7 @@ def preprocess(image: UInt8Array, box_xywh: Box, margin: float = 0.0, size: int 
     if before_x or before_y or after_x or after_y:
         crop = cv2.copyMakeBorder(crop, before_y, after_y, before_x, after_x, cv2.BORDER_REPLICATE)
     if crop.shape == (size, size):
-        return np.ascontiguousarray(crop, dtype=np.uint8)
+        return np.array(crop, dtype=np.uint8)  # a copy, never a view of the picture
     interpolation = cv2.INTER_AREA if side_px >= size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(crop, (size, size), interpolation=interpolation), dtype=np.uint8)
 

@@ -20,6 +20,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     """
     if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} is already there; name another output or give --overwrite")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file in it")
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; make it first: mkdir -p {folder}")

@@ -13,7 +13,7 @@ from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.detector import Detector
 from maskfer_edge.drawing import annotate
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FaceResult, FrameResult
 from maskfer_edge.tracker import Tracker
@@ -110,8 +110,19 @@ def run_loop(capture: Capture, pipeline: Pipeline, outputs: Sequence[Output], ma
                 break
         failed = False
     finally:
-        for output in outputs:
-            output.close(failed)
+        _close_all(outputs, failed)
     summary.dropped = capture.dropped
     summary.seconds = time.monotonic() - started
     return summary
+
+
+def _close_all(outputs: Sequence[Output], failed: bool) -> None:
+    """Close every output, whichever fails; then raise the first failure, if nothing else is being raised."""
+    errors = []
+    for output in outputs:
+        try:
+            output.close(failed)
+        except OutputError as error:
+            errors.append(error)
+    if errors and not failed:
+        raise errors[0]

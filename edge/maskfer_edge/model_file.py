@@ -122,7 +122,7 @@ def unpack(content: bytes, name: str) -> Model:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             said = json.loads(archive.read(JSON_NAME))
             labels_text = archive.read(LABELS_NAME).decode()
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError):
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError):  # RuntimeError: marked as encrypted
         raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
     if not isinstance(said, dict):
         raise ModelError(f"{name} has damaged metadata; {REMEDY}")
@@ -137,7 +137,7 @@ def unpack(content: bytes, name: str) -> Model:
         raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
     if said["kind"] != EXPRESSION:
         raise ModelError(f"{name} is of kind {said['kind']!r}; a model of kind {EXPRESSION!r} is needed")
-    if tuple(said["labels"]) != LABELS or tuple(labels_text.split()) != LABELS:
+    if said["labels"] != list(LABELS) or tuple(labels_text.split()) != LABELS:
         raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
     if said["input_size"] != INPUT_SIZE:
         raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")

@@ -72,6 +72,7 @@ class JsonLines(Output):
             OutputError: If the file is there already, or cannot be written.
         """
         self.name = "stdout" if path == "-" else path
+        self._empty = True
         self._file: IO[bytes]
         if path == "-":
             self._file = sys.stdout.buffer
@@ -100,12 +101,16 @@ class JsonLines(Output):
                 with suppress(OSError):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
+        self._empty = False
         return True
 
     def close(self, failed: bool = False) -> None:
-        """Close the file; the lines so far are whole."""
-        if self.name != "stdout":
-            self._file.close()
+        """Close the file; the lines so far are whole. After a failure before the first line remove it."""
+        if self.name == "stdout":
+            return
+        self._file.close()
+        if failed and self._empty and Path(self.name).is_file():
+            Path(self.name).unlink()
 
 
 class VideoRecording(Output):

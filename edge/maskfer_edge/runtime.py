@@ -9,9 +9,12 @@ import numpy as np
 
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 
-# name for users: (module, pip line)
+# name for users: (module, pip line). litert computes with XNNPACK, whose rounding differs from that of
+# TFLite's own kernels in the last bit, so that near-ties fall the other way now and then;
+# litert-builtin computes with those kernels: slower, but the same bits as tflite-runtime.
 RUNTIMES = {
     "litert": ("ai_edge_litert.interpreter", "pip install ai-edge-litert"),
+    "litert-builtin": ("ai_edge_litert.interpreter", "pip install ai-edge-litert"),
     "tflite-runtime": ("tflite_runtime.interpreter", "pip install 'maskfer[tflite-runtime]' (Python 3.11)"),
 }
 AUTO = "auto"
@@ -22,7 +25,7 @@ def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, n
 
     Args:
         flatbuffer: A TFLite model.
-        runtime: ``auto`` (the first that is installed), ``litert`` or ``tflite-runtime``.
+        runtime: ``auto`` (the first that is installed) or a key of `RUNTIMES`.
         threads: For the computation. More than one slows small networks down.
         name: For messages.
 
@@ -36,15 +39,16 @@ def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, n
     """
     if runtime != AUTO and runtime not in RUNTIMES:
         raise InputError(f"unknown runtime {runtime!r}; there are {AUTO}, {', '.join(RUNTIMES)}")
-    interpreter_class, found = _import_runtime(runtime)
+    module, found = _import_runtime(runtime)
+    options = {}
+    if found == "litert-builtin":
+        options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
-        interpreter = interpreter_class(model_content=flatbuffer, num_threads=threads)
+        interpreter = module.Interpreter(model_content=flatbuffer, num_threads=threads, **options)
         interpreter.allocate_tensors()
     except Exception as error:  # the runtimes raise ValueError, RuntimeError and, under numpy 2, more
-        if found == "tflite-runtime" and int(np.__version__.split(".")[0]) >= 2:
-            raise DependencyError(
-                f"tflite-runtime does not work with numpy {np.__version__}; run: pip install 'numpy<2'"
-            ) from error
+        if found == "tflite-runtime" and _numpy_2():
+            raise _needs_numpy_1() from error
         raise ModelError(f"{name} is refused by {found}: {' '.join(str(error).split())[:200]}") from error
     return interpreter
 
@@ -53,12 +57,22 @@ def _import_runtime(runtime: str) -> tuple[Any, str]:
     for candidate, (module, _) in RUNTIMES.items():
         if runtime in (AUTO, candidate):
             try:
-                return importlib.import_module(module).Interpreter, candidate
+                return importlib.import_module(module), candidate
             except ImportError as error:
                 # there, but broken: say what is missing in it rather than that it is not there
                 if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+                    if candidate == "tflite-runtime" and _numpy_2():
+                        raise _needs_numpy_1() from error
                     reason = " ".join(str(error).split())[:200]
                     raise DependencyError(f"{candidate} is installed but cannot be loaded: {reason}") from error
-    wanted = list(RUNTIMES) if runtime == AUTO else [runtime]
+    wanted = ["litert", "tflite-runtime"] if runtime == AUTO else [runtime]
     lines = " or ".join(RUNTIMES[name][1] for name in wanted)
     raise DependencyError(f"no TFLite runtime ({', '.join(wanted)}) is installed; run: {lines}")
+
+
+def _numpy_2() -> bool:
+    return int(np.__version__.split(".")[0]) >= 2
+
+
+def _needs_numpy_1() -> DependencyError:
+    return DependencyError(f"tflite-runtime does not work with numpy {np.__version__}; run: pip install 'numpy<2'")

@@ -10,6 +10,7 @@ from maskfer_edge.cameras import open_camera
 from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.contract import preprocess
 from maskfer_edge.detector import HaarDetector
+from maskfer_edge.errors import DependencyError
 from maskfer_edge.runtime import RUNTIMES
 
 
@@ -38,7 +39,7 @@ def main():
     for runtime in RUNTIMES:
         try:
             classifier = Classifier(model, runtime)
-        except Exception as error:
+        except DependencyError as error:
             print(f"{'network, ' + runtime:32} not here: {error}")
             continue
         kept = median_ms(classifier, faces)

@@ -38,7 +38,12 @@ def test_decode_keeps_the_channel_order():
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "0 bytes"), (b"no picture", "not a picture"), (encoded()[:20], "not a picture")],
+    [
+        (b"", "0 bytes"),
+        (b"no picture", "not a picture"),
+        (encoded()[:20], "not a picture"),
+        (encoded(".jpg")[:900], "not a picture"),
+    ],
 )
 def test_decode_refuses_what_is_no_picture(data, message):
     with pytest.raises(InputError, match=f"my.png.*{message}"):
@@ -56,7 +61,7 @@ def test_dataset_info_reads_the_json(tmp_path):
 
 
 def test_dataset_info_refuses_a_missing_folder(tmp_path):
-    with pytest.raises(InputError, match="is not a folder.*build-dataset"):
+    with pytest.raises(InputError, match=r"is not a folder.*build-dataset"):
         dataset_info(tmp_path / "none")
 
 
@@ -107,9 +112,7 @@ def test_read_part_refuses_a_class_without_pictures(tmp_path):
         read_part(tmp_path, "masked", "train")
 
 
-@pytest.mark.parametrize(
-    ("indices", "names"), [([2, 0], ("c", "a")), ([False, True, True], ("b", "c")), ([], ())]
-)
+@pytest.mark.parametrize(("indices", "names"), [([2, 0], ("c", "a")), ([False, True, True], ("b", "c")), ([], ())])
 def test_take_chooses_by_number_or_mask(indices, names):
     pictures = PictureSet(np.zeros((3, 48, 48), np.uint8), np.arange(3), ("a", "b", "c"))
     chosen = np.asarray(indices, dtype=None if indices else np.int64)

@@ -27,7 +27,7 @@ def test_nothing_but_the_file_is_left(tmp_path):
 def test_an_existing_file_is_refused_and_kept(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OutputError, match="already there.*--overwrite"):
+    with pytest.raises(OutputError, match=r"already there.*--overwrite"):
         write_whole(path, "new")
     assert path.read_text() == "old"
 

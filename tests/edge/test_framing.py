@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from maskfer_edge.dataset import decode
 from maskfer_edge.detector import HaarDetector
 

@@ -70,6 +70,11 @@ def test_the_same_arguments_give_the_same_bytes():
     assert pack(FLATBUFFER, info()) == pack(FLATBUFFER, info())
 
 
+def test_the_appendix_holds_no_date():
+    with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, info()))) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
 def test_any_zip_reader_sees_labels_and_metadata():
     with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, info()))) as archive:
         assert archive.read(LABELS_NAME).decode().split() == list(LABELS)
@@ -142,7 +147,7 @@ def test_no_damaged_byte_of_the_appendix_raises_anything_else(bits):
             unpack(bytes(damaged), "m")
         except ModelError:
             continue
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             odd.append((place - len(FLATBUFFER), repr(error)))
     assert odd == []
 

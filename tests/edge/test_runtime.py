@@ -4,6 +4,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.runtime import open_interpreter
 
@@ -122,5 +123,20 @@ def test_a_model_that_the_runtime_refuses_is_a_model_error_of_one_line(monkeypat
 
 
 def test_an_unknown_runtime_is_refused_with_the_names():
-    with pytest.raises(InputError, match="'onnx'; there are auto, litert, tflite-runtime"):
+    with pytest.raises(InputError, match="'onnx'; there are auto, litert, litert-builtin, tflite-runtime"):
         open_interpreter(b"", "onnx")
+
+
+def test_builtin_kernels_give_the_bits_of_tflite_runtime():
+    pytest.importorskip("tflite_runtime", reason="tflite-runtime is not installed")
+    model = default_model()
+    exact, other = Classifier(model, "litert-builtin"), Classifier(model, "tflite-runtime")
+    faces = np.random.default_rng(0).integers(0, 256, (20, 48, 48), dtype=np.uint8)
+    assert all(np.array_equal(exact(face), other(face)) for face in faces)
+
+
+def test_builtin_kernels_are_close_to_xnnpack():
+    model = default_model()
+    fast, exact = Classifier(model, "litert"), Classifier(model, "litert-builtin")
+    faces = np.random.default_rng(0).integers(0, 256, (20, 48, 48), dtype=np.uint8)
+    assert max(float(np.abs(fast(face) - exact(face)).max()) for face in faces) < 0.1

@@ -6,6 +6,7 @@ Published for MaskTheFace on one core: 42 a second at 48x48, 5 at 512x512 (its o
 import time
 
 import cv2
+
 from maskfer_trainer.demo_clip import face_landmarks, portrait
 from maskfer_trainer.landmarks import LandmarkPredictor
 from maskfer_trainer.masks import KINDS, draw_mask
@@ -31,7 +32,9 @@ def main():
             cv2.imencode(".png", masked)
             count += 1
         rate = count / (time.perf_counter() - started)
-        print(f"{side}x{side}: {rate:.0f} masked pictures a second (MaskTheFace, published: {rival}; {rate / rival:.0f}x)")
+        print(
+            f"{side}x{side}: {rate:.0f} masked pictures a second (MaskTheFace, published: {rival}; {rate / rival:.0f}x)"
+        )
 
 
 if __name__ == "__main__":

@@ -46,3 +46,8 @@ def test_few_faces_are_fine(faces, count):
 def test_light_is_clipped_and_does_not_wrap(level):
     changed = augment(np.full((20, 48, 48), level, dtype=np.uint8), np.random.default_rng(0)).astype(int)
     assert np.abs(changed - level).max() <= 36
+
+
+def test_without_strength_faces_are_flipped_alone(faces):
+    for before, after in zip(faces, augment(faces, np.random.default_rng(0), strength=0), strict=True):
+        assert min(np.abs(before.astype(int) - side).max() for side in (after, after[:, ::-1])) <= 1

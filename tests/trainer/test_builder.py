@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_error_that_says_how_to_go_on(tmp_path, small_source,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(builder._Worker, "_mask", full)
-    with pytest.raises(OutputError, match="No space left.*goes on"):
+    with pytest.raises(OutputError, match=r"No space left.*goes on"):
         build_dataset(small_source, tmp_path / "out", BuildSettings(), workers=1)
 
 

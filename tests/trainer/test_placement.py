@@ -6,7 +6,7 @@ import pytest
 
 from maskfer_edge.errors import InputError
 from maskfer_trainer.masks import KINDS, draw_mask
-from maskfer_trainer.placement import Wearing, find_pivots, put_on
+from maskfer_trainer.placement import NEAREST_CHEEK, Wearing, find_pivots, put_on
 
 SIDE = 120
 MIDDLE = np.float32([SIDE / 2, SIDE / 2])
@@ -64,7 +64,8 @@ def test_a_turned_heads_nose_stays_between_the_cheeks():
     landmarks = make_landmarks()
     landmarks[27:31, 0] = 14
     top, right, _, left = find_pivots(landmarks)
-    assert left[0] < top[0] < right[0]
+    across = right - left
+    assert (top - left) @ across / (across @ across) == pytest.approx(NEAREST_CHEEK, abs=1e-3)
 
 
 def nose_below_chin() -> np.ndarray:

@@ -8,7 +8,7 @@ from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
 
 
-def augment(images: UInt8Array, random: np.random.Generator) -> UInt8Array:
+def augment(images: UInt8Array, random: np.random.Generator, strength: float = 1.0) -> UInt8Array:
     """Flip, turn, scale, shift, light and blur each face at random (own choice of ranges).
 
     Shift and scale imitate the boxes of face detectors, which never sit as FER2013's crops do.
@@ -16,6 +16,7 @@ def augment(images: UInt8Array, random: np.random.Generator) -> UInt8Array:
     Args:
         images: (n, h, w) uint8 grey.
         random: Source of randomness.
+        strength: 1 for the full ranges, 0 for flips alone.
 
     Returns:
         (n, h, w) uint8 grey, new.
@@ -23,12 +24,12 @@ def augment(images: UInt8Array, random: np.random.Generator) -> UInt8Array:
     count, height, width = images.shape
     changed = np.empty_like(images)
     flips = random.random((count,)) < 0.5
-    angles = random.uniform(-12, 12, (count,))
-    scales = random.uniform(0.88, 1.14, (count,))
-    shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height)
-    contrasts = random.uniform(0.7, 1.3, (count,))
-    brightnesses = random.uniform(-35, 35, (count,))
-    blurs = np.where(random.random((count,)) < 0.15, random.uniform(0.4, 1.0, (count,)), 0)
+    angles = random.uniform(-12, 12, (count,)) * strength
+    scales = 1 + random.uniform(-0.12, 0.14, (count,)) * strength
+    shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height) * strength
+    contrasts = 1 + random.uniform(-0.3, 0.3, (count,)) * strength
+    brightnesses = random.uniform(-35, 35, (count,)) * strength
+    blurs = np.where(random.random((count,)) < 0.15 * strength, random.uniform(0.4, 1.0, (count,)), 0)
     for i, original in enumerate(images):
         image = original[:, ::-1] if flips[i] else original
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[i], scales[i])

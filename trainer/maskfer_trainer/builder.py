@@ -25,7 +25,7 @@ from maskfer_edge.dataset import CLASS_FOLDERS, PICTURE_SUFFIXES, decode
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import check_space
-from maskfer_trainer.landmarks import LandmarkPredictor, find_predictor
+from maskfer_trainer.landmarks import LandmarkPredictor, check_installed
 from maskfer_trainer.masks import KINDS, draw_mask
 from maskfer_trainer.placement import Wearing, find_pivots, put_on
 from maskfer_trainer.source import Photograph, PhotoSource
@@ -104,7 +104,7 @@ def build_dataset(
         raise OutputError(f"{out} is already there; name another folder or remove it")
     source = PhotoSource(source_path)
     photographs = source.photographs(settings.seed)
-    find_predictor()
+    check_installed()
     header = {"version": MANIFEST_VERSION, "source_sha256": source.fingerprint(), **asdict(settings)}
     partial = out.with_name(out.name + ".partial")
     records = _resume(partial, header)

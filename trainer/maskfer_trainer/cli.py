@@ -64,6 +64,9 @@ def fit_command(
         float | None, typer.Option(help="Share of faces shown without mask. Default: 0 (paper), 0.3 (lean).")
     ] = None,
     validation_share: Annotated[float, typer.Option(help="Share of the training part kept for validation.")] = 0.1,
+    learning_rate: Annotated[float | None, typer.Option(help="Default: 0.0005 (paper), 0.002 (lean).")] = None,
+    augmentation: Annotated[float, typer.Option(help="Strength of random changes to faces, 0 to 1; lean only.")] = 1.0,
+    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     """Train a network on the masked faces of DATASET, with live curves in OUT/curves.png."""
@@ -77,9 +80,11 @@ def fit_command(
         batch_size=batch_size,
         bare_share=(0.0 if arch == "paper" else 0.3) if bare_share is None else bare_share,
         validation_share=validation_share,
+        learning_rate=(5e-4 if arch == "paper" else 2e-3) if learning_rate is None else learning_rate,
+        augmentation=augmentation,
     )
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
-    model = fit(dataset, out, settings, resume, verbose=1 if sys.stderr.isatty() else 2)
+    model = fit(dataset, out, settings, initial=initial, resume=resume, verbose=1 if sys.stderr.isatty() else 2)
     print_result(str(model))
 
 

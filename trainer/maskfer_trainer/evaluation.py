@@ -48,7 +48,7 @@ class PartFigures:
 
     Attributes:
         accuracy: Share of pictures given their own label.
-        accuracy_without_duplicates: The same without pictures whose pixels also stand in train.
+        accuracy_without_duplicates: The same without pictures whose pixels also stand in train; None if all do.
         pictures: How many there are.
         duplicates: How many of them also stand in train.
         confusion: 7 rows (true label) of 7 counts (given label).
@@ -56,7 +56,7 @@ class PartFigures:
     """
 
     accuracy: float
-    accuracy_without_duplicates: float
+    accuracy_without_duplicates: float | None
     pictures: int
     duplicates: int
     confusion: list[list[int]]
@@ -121,9 +121,9 @@ def open_model(path: Path) -> Predict:
         import keras
     try:
         network = keras.models.load_model(path, compile=False)
+        shapes = (network.input_shape[1:], network.output_shape[1:])
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
-    shapes = (network.input_shape[1:], network.output_shape[1:])
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
@@ -156,7 +156,7 @@ def part_figures(pictures: PictureSet, predict: Predict, in_train: set[str]) -> 
     }
     return PartFigures(
         accuracy=round(float(right.mean()), 4),
-        accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else float("nan"),
+        accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else None,
         pictures=len(pictures),
         duplicates=int((~fresh).sum()),
         confusion=confusion.tolist(),
@@ -184,7 +184,7 @@ def as_text(evaluation: Evaluation) -> str:
     lines = [f"{evaluation.model} on {evaluation.dataset}", ""]
     lines += [
         f"{part:8} {figures.accuracy:6.1%} of {figures.pictures} right; "
-        f"{figures.accuracy_without_duplicates:.1%} without {figures.duplicates} that also stand in train"
+        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train"
         for part, figures in parts.items()
     ]
     names = ("accuracy", "precision", "recall", "f1")
@@ -199,3 +199,7 @@ def as_text(evaluation: Evaluation) -> str:
         for label, row in zip(LABELS, figures.confusion, strict=True):
             lines.append(f"{label:10}" + "".join(f"{count:9d}" for count in row))
     return "\n".join(lines)
+
+
+def _percent(share: float | None) -> str:
+    return "nothing to count" if share is None else f"{share:.1%}"

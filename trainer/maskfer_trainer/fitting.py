@@ -16,7 +16,7 @@ import numpy.typing as npt
 from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import PictureSet, dataset_info, manifest, read_part
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import whole_file, write_whole
+from maskfer_edge.files import read_bytes, whole_file, write_whole
 from maskfer_trainer.augment import augment
 from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.keras_file import embed_metadata
@@ -38,6 +38,8 @@ class FitSettings:
         batch_size: Faces a step.
         bare_share: Share of faces shown without their mask, drawn anew each epoch.
         validation_share: Share of the training part that is kept for validation.
+        learning_rate: Adam's first (paper) or AdamW's highest (lean).
+        augmentation: Strength of the random changes to faces, see `augment.augment`; lean only.
     """
 
     arch: str = "lean"
@@ -46,6 +48,8 @@ class FitSettings:
     batch_size: int = 128
     bare_share: float = 0.3
     validation_share: float = 0.1
+    learning_rate: float = 2e-3
+    augmentation: float = 1.0
 
     def __post_init__(self) -> None:
         if self.arch not in ARCHITECTURES:
@@ -54,6 +58,8 @@ class FitSettings:
             raise InputError("epochs and batch size must be at least 1")
         if not (0 <= self.bare_share <= 1 and 0 < self.validation_share < 1):
             raise InputError("the bare share must be within 0 and 1, the validation share between them")
+        if not (self.learning_rate > 0 and 0 <= self.augmentation <= 1):
+            raise InputError("the learning rate must be above 0, and the augmentation within 0 and 1")
 
 
 class FaceBatches(keras.utils.PyDataset):  # type: ignore[misc]
@@ -64,16 +70,20 @@ class FaceBatches(keras.utils.PyDataset):  # type: ignore[misc]
         masked: PictureSet,
         bare: PictureSet | None,
         settings: FitSettings,
-        first_epoch: int,
         changed: bool,
     ) -> None:
         super().__init__()
         self.masked, self.bare, self.settings, self.changed = masked, bare, settings, changed
         self.targets = np.eye(len(LABELS), dtype=np.float32)[masked.labels]
-        self.epoch = first_epoch
-        self._shuffle()
+        self.start_epoch(0)
 
-    def _shuffle(self) -> None:
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch, counted from 0.
+
+        Called with Keras' own count, as its calls of `PyDataset.on_epoch_end` are more than epochs
+        (it takes a few batches to build the model, and ends that epoch too).
+        """
+        self.epoch = epoch
         random = np.random.default_rng([self.settings.seed, self.epoch])
         self.order = random.permutation(len(self.masked))
         self.is_bare = random.random(len(self.masked)) < (self.settings.bare_share if self.bare else 0)
@@ -88,13 +98,9 @@ class FaceBatches(keras.utils.PyDataset):  # type: ignore[misc]
         if self.bare is not None:
             images = np.where(self.is_bare[chosen][:, None, None], self.bare.images[chosen], images)
         if self.changed:
-            images = augment(images, np.random.default_rng([self.settings.seed, self.epoch, index]))
+            random = np.random.default_rng([self.settings.seed, self.epoch, index])
+            images = augment(images, random, self.settings.augmentation)
         return images[..., None].astype(np.float32), self.targets[chosen]
-
-    def on_epoch_end(self) -> None:
-        """Keras calls this after each epoch."""
-        self.epoch += 1
-        self._shuffle()
 
 
 class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
@@ -115,7 +121,15 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.save(partial)
 
 
-def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, verbose: int = 2) -> Path:
+def fit(
+    dataset: Path,
+    run: Path,
+    settings: FitSettings,
+    *,
+    initial: Path | None = None,
+    resume: bool = False,
+    verbose: int = 2,
+) -> Path:
     """Train a network.
 
     The model that is kept is the one of the epoch with the best accuracy on masked validation
@@ -126,6 +140,8 @@ def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, v
         dataset: Made by ``trainer build-dataset``.
         run: Folder to make: run.json, history.csv, curves.png, checkpoints/, model.keras.
         settings: How to train.
+        initial: A `.keras` of the same architecture whose weights to start from. Give the same seed
+            and validation share as it was trained with, or it will have seen the validation part.
         resume: Go on with the run that `run` holds.
         verbose: Keras' own: 0 silent, 1 bar, 2 a line an epoch.
 
@@ -138,6 +154,8 @@ def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, v
     """
     info = dataset_info(dataset)
     config = {"settings": asdict(settings), "dataset": info["name"], "dataset_sha256": info["sha256"]}
+    if initial is not None:
+        config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     last = run / "checkpoints" / "last.keras"
     _open_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)
@@ -154,12 +172,14 @@ def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, v
     steps = -(-len(training) // settings.batch_size)
     history: History = []
     if resume and last.exists():
-        model = keras.models.load_model(last)
+        model = _load_state(last, settings, steps)
         done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
         history = _read_history(run / "history.csv")[:done]
     else:
         done = 0
         model = ARCHITECTURES[settings.arch]()
+        if initial is not None:
+            _take_weights(model, initial)
         _compile(model, settings, steps)
     best = run / "checkpoints" / "best.keras"
     checkpoint = keras.callbacks.ModelCheckpoint(
@@ -169,12 +189,10 @@ def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, v
         save_best_only=True,
         initial_value_threshold=max((row["val_accuracy"] for row in history), default=None),
     )
-    callbacks = [checkpoint]
+    batches = FaceBatches(training, bare.take(~held_out) if bare else None, settings, changed=settings.arch != "paper")
+    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)), checkpoint]
     if settings.arch == "paper":
-        callbacks.append(_plateau(model, history))
-    batches = FaceBatches(
-        training, bare.take(~held_out) if bare else None, settings, done, changed=settings.arch != "paper"
-    )
+        callbacks.append(_plateau(model, history, settings.learning_rate))
     if done < settings.epochs:
         model.fit(
             batches,
@@ -186,6 +204,7 @@ def fit(dataset: Path, run: Path, settings: FitSettings, resume: bool = False, v
             epochs=settings.epochs,
             callbacks=[*callbacks, RunFolder(run, history)],
             verbose=verbose,
+            shuffle=False,  # the batches are shuffled already, in a way that a resumed run repeats
         )
     best_row = max(history, key=lambda row: row["val_accuracy"])
     metadata = {
@@ -215,25 +234,48 @@ def validation_part(masked: PictureSet, dataset: Path, settings: FitSettings) ->
     return np.array([share(name) < settings.validation_share for name in masked.names])
 
 
+def _take_weights(model: keras.Model, initial: Path) -> None:
+    try:
+        model.set_weights(keras.models.load_model(initial, compile=False).get_weights())
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(
+            f"{initial} cannot be started from, it is no whole .keras file of architecture {model.name}: "
+            f"{' '.join(str(error).split())[:150]}"
+        ) from error
+
+
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     if settings.arch == "paper":
-        model.compile(keras.optimizers.Adam(5e-4), "categorical_crossentropy", metrics=["accuracy"])
+        model.compile(keras.optimizers.Adam(settings.learning_rate), "categorical_crossentropy", metrics=["accuracy"])
         return
     warm_up = min(2 * steps, settings.epochs * steps // 4)
     schedule = keras.optimizers.schedules.CosineDecay(
-        1e-5, settings.epochs * steps - warm_up, alpha=0.002, warmup_target=2e-3, warmup_steps=warm_up
+        1e-5, settings.epochs * steps - warm_up, alpha=0.002, warmup_target=settings.learning_rate, warmup_steps=warm_up
     )
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(label_smoothing=0.1), metrics=["accuracy"])
 
 
-def _plateau(model: keras.Model, history: History) -> keras.callbacks.Callback:
+def _load_state(path: Path, settings: FitSettings, steps: int) -> keras.Model:
+    """The model and its optimizer as `RunFolder` kept them."""
+    model = keras.models.load_model(path)
+    kept = model.optimizer.variables
+    # Keras does not keep which variables are excluded from weight decay
+    _compile(model, settings, steps)
+    model.optimizer.build(model.trainable_variables)
+    for variable, value in zip(model.optimizer.variables, kept, strict=True):
+        variable.assign(value)
+    return model
+
+
+def _plateau(model: keras.Model, history: History, first_rate: float) -> keras.callbacks.Callback:
     """ReduceLROnPlateau; after a resume it has seen `history` already."""
     callback = keras.callbacks.ReduceLROnPlateau(monitor="val_loss", factor=0.2, patience=4, min_lr=1e-6)
     callback.set_model(model)
     callback.on_train_begin()
     rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+    model.optimizer.learning_rate = first_rate  # it counts otherwise once the least rate is reached
     for epoch, row in enumerate(history):
         callback.on_epoch_end(epoch, dict(row))
     model.optimizer.learning_rate = rate

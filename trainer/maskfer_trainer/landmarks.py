@@ -36,6 +36,17 @@ def find_predictor() -> Path:
     raise DependencyError(f"{PREDICTOR_FILE} is not installed; run: pip install 'maskfer[trainer]'")
 
 
+def check_installed() -> None:
+    """Find out before long work, and before worker processes start, whether landmarks can be found.
+
+    Raises:
+        DependencyError: If dlib or the 68-point model is not installed.
+    """
+    with extra("trainer"):
+        import dlib  # noqa: F401
+    find_predictor()
+
+
 class LandmarkPredictor:
     """Finds 68 landmarks on a face that fills its picture.
 

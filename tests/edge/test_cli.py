@@ -1,0 +1,228 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.cameras import open_camera
+from maskfer_edge.classifier import default_model
+from maskfer_edge.cli import app, main
+from maskfer_edge.contract import LABELS
+
+COMMAND = [sys.executable, "-c", "from maskfer_edge.cli import main; main()"]
+RUN_DEMO = ("run", "--source", "demo", "--headless")
+
+
+@pytest.fixture
+def edge(monkeypatch, capfd):
+    """Run the command in this process; gives (exit status, stdout, stderr)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["maskfer-edge", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return (end.value.code or 0, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def portrait(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures") / "portrait.png"
+    with open_camera("demo") as camera:
+        cv2.imwrite(str(path), camera.read().image)
+    return path
+
+
+@pytest.fixture
+def black(tmp_path):
+    path = tmp_path / "black.png"
+    cv2.imwrite(str(path), np.zeros((64, 64, 3), np.uint8))
+    return path
+
+
+def json_lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def assert_one_line(answer, *parts):
+    status, out, err = answer
+    assert (status, out, err.count("\n")) == (1, "", 1), err
+    assert err.startswith("maskfer-edge: ") and all(part in err for part in parts), err
+
+
+def test_run_prints_a_json_line_a_frame(edge):
+    status, out, _ = edge(*RUN_DEMO, "--max-frames", 8, "--jsonl", "-")
+    assert (status, [line["frame"] for line in json_lines(out)]) == (0, list(range(8)))
+
+
+def test_run_finds_the_face_of_the_demonstration(edge):
+    _, out, _ = edge(*RUN_DEMO, "--max-frames", 2, "--jsonl", "-")
+    face = json_lines(out)[0]["faces"][0]
+    assert sum(face["scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert list(face["scores"]) == list(LABELS)
+
+
+def test_run_sums_up_on_stderr(edge):
+    _, out, err = edge(*RUN_DEMO, "--max-frames", 2)
+    assert out == "" and "demo: 2 frames in" in err
+
+
+def test_run_writes_the_files_that_it_is_asked_for(edge, tmp_path):
+    status, _, err = edge(*RUN_DEMO, "--max-frames", 3, "--jsonl", tmp_path / "a.jsonl", "--record", tmp_path / "a.mp4")
+    assert (status, sorted(p.name for p in tmp_path.iterdir())) == (0, ["a.jsonl", "a.mp4"])
+    assert f"wrote {tmp_path / 'a.mp4'}" in err
+
+
+def test_run_stores_nothing_unasked(edge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    edge(*RUN_DEMO, "--max-frames", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "name"), [("--jsonl", "a.jsonl"), ("--record", "a.mp4")])
+def test_an_existing_output_is_refused_and_kept(edge, tmp_path, option, name):
+    (tmp_path / name).write_text("old")
+    assert_one_line(edge(*RUN_DEMO, option, tmp_path / name), name, "already there")
+    assert (tmp_path / name).read_text() == "old"
+
+
+def test_a_refused_output_leaves_no_other_behind(edge, tmp_path):
+    (tmp_path / "a.mp4").write_text("old")
+    edge(*RUN_DEMO, "--jsonl", tmp_path / "a.jsonl", "--record", tmp_path / "a.mp4")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(("option", "name"), [("--jsonl", "a.jsonl"), ("--record", "a.mp4")])
+def test_overwrite_replaces_an_output(edge, tmp_path, option, name):
+    (tmp_path / name).write_text("old")
+    status, *_ = edge(*RUN_DEMO, "--max-frames", 1, option, tmp_path / name, "--overwrite")
+    assert status == 0 and (tmp_path / name).read_bytes()[:3] != b"old"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("run", "--source", "none.mp4"), "'none.mp4' does not exist"),
+        (("run", "--source", "usb:99"), "usb:99 cannot be opened"),
+        ((*RUN_DEMO, "--detector", "yolo"), "unknown detector 'yolo'"),
+        ((*RUN_DEMO, "--runtime", "onnx"), "unknown runtime 'onnx'"),
+        ((*RUN_DEMO, "--model", "none.tflite"), "none.tflite cannot be read"),
+        ((*RUN_DEMO, "--jsonl", "/dev/full"), "/dev/full cannot be written"),
+        ((*RUN_DEMO, "--record", "a.gif"), "must end in .mp4 or .avi"),
+        (("predict", "none.png"), "none.png cannot be read"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(edge, arguments, part):
+    assert_one_line(edge(*arguments), part)
+
+
+@pytest.mark.parametrize("command", [RUN_DEMO, ("predict", "x.png")], ids=["run", "predict"])
+def test_a_foreign_model_is_one_line_with_the_remedy(edge, tmp_path, command):
+    path = tmp_path / "foreign.tflite"
+    path.write_bytes(default_model().flatbuffer)
+    assert_one_line(edge(*command, "--model", path), "foreign.tflite", "converter quantize")
+
+
+@pytest.mark.parametrize("command", [("predict",), ("run", "--headless", "--source")], ids=["predict", "run"])
+def test_a_damaged_picture_is_one_line_in_spite_of_opencv_s_chatter(tmp_path, portrait, command):
+    path = tmp_path / "cut.png"
+    path.write_bytes(portrait.read_bytes()[:5000])
+    done = subprocess.run([*COMMAND, *command, str(path)], capture_output=True, text=True, timeout=60, check=False)
+    assert_one_line((done.returncode, done.stdout, done.stderr), "cut.png is not a picture")
+
+
+def test_a_damaged_video_says_nothing_beyond_the_summary(tmp_path):
+    path = tmp_path / "damaged.mp4"
+    with open_camera("demo") as demo:
+        content = bytearray(Path(demo.name).read_bytes())
+    rng = np.random.default_rng(0)
+    content[len(content) // 9 : len(content) // 9 + 3000] = rng.bytes(3000)
+    path.write_bytes(content)
+    command = [*COMMAND, "run", "--headless", "--max-frames", "30", "--source", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.startswith(str(path)) and done.stderr.count("\n") == 2, done.stderr
+
+
+def test_a_source_without_a_face_ends_with_status_1(edge, black):
+    status, _, err = edge("run", "--source", black, "--headless")
+    assert status == 1 and "no face found in 1 frames" in err
+
+
+def test_predict_prints_a_line_a_face(edge, portrait):
+    status, out, err = edge("predict", portrait)
+    assert (status, out.count("\n"), err) == (0, 1, "")
+    assert str(portrait) in out and any(label in out for label in LABELS)
+
+
+def test_predict_without_a_face_ends_with_status_1(edge, black):
+    status, out, err = edge("predict", black)
+    assert (status, out) == (1, "")
+    assert f"{black}: no face found" in err
+
+
+def test_predict_goes_on_after_a_picture_without_a_face(edge, black, portrait):
+    status, out, _ = edge("predict", black, portrait)
+    assert (status, out.count("\n")) == (0, 1)
+
+
+def test_predict_crop_takes_the_whole_picture_as_a_face(edge, black):
+    status, out, _ = edge("predict", "--crop", "--json", black)
+    faces = json.loads(out)[str(black)]
+    assert (status, [face["box"] for face in faces]) == (0, [[0, 0, 64, 64]])
+
+
+@pytest.mark.parametrize("arguments", [[], *([name.name] for name in app.registered_commands)])
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_exits_0(edge, arguments, option):
+    status, out, _ = edge(*arguments, option)
+    assert status == 0 and "Usage: maskfer-edge" in out
+
+
+def test_an_unknown_option_ends_with_status_2(edge):
+    assert edge("run", "--nosuch")[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_in_order(tmp_path, portrait, number):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(3000):
+        (pictures / f"{index:05}.png").symlink_to(portrait)
+    lines = tmp_path / "a.jsonl"
+    command = [*COMMAND, "run", "--source", str(pictures), "--headless", "--jsonl", str(lines)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not (lines.exists() and lines.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        status = process.wait(timeout=2)
+        err = process.stderr.read()
+    assert (status, lines.read_bytes()[-1:]) == (130, b"\n"), err
+    assert len(json_lines(lines.read_text())) > 0 and "stopped before the end" in err
+
+
+def test_a_signal_leaves_a_whole_recording(tmp_path):
+    video = tmp_path / "a.avi"
+    command = [*COMMAND, *RUN_DEMO, "--jsonl", "-", "--record", str(video)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        shown = 1 + len(process.stdout.readlines())
+    recording = cv2.VideoCapture(str(video))
+    assert recording.get(cv2.CAP_PROP_FRAME_COUNT) == shown
+    recording.release()
+
+
+def test_a_reader_that_goes_away_ends_the_run_silently():
+    command = [*COMMAND, *RUN_DEMO, "--jsonl", "-"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode in (1, 141) and err == ""

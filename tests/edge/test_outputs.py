@@ -1,0 +1,285 @@
+import errno
+import json
+import shutil
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.cameras import Frame
+from maskfer_edge.errors import OutputError
+from maskfer_edge.outputs import FakeOutput, JsonLines, VideoRecording, Window, fit_into, has_display
+from maskfer_edge.results import FrameResult, face_result
+
+FACE = face_result(1, (10, 20, 30, 40), 7.0, np.full(7, 1 / 7, np.float32))
+
+
+def picture(value=100, shape=(48, 64, 3)):
+    return np.full(shape, value, np.uint8)
+
+
+def feed(output, times, shape=(48, 64, 3)):
+    for index, time in enumerate(times):
+        image = picture(shape=shape)
+        output.write(Frame(image, index, time), FrameResult(time, index, (FACE,), 1.0), image)
+
+
+def read_back(path):
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (answer := capture.read())[0]:
+        frames.append(answer[1])
+    capture.release()
+    return frames
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def lines_of(tmp_path, count=1):
+    output = JsonLines(str(tmp_path / "a.jsonl"))
+    feed(output, range(count))
+    output.close()
+    return [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+
+
+def test_json_lines_writes_one_line_a_frame(tmp_path):
+    assert [line["frame"] for line in lines_of(tmp_path, 3)] == [0, 1, 2]
+
+
+def test_a_line_has_the_keys_of_the_design(tmp_path):
+    assert list(lines_of(tmp_path)[0]) == ["time", "frame", "faces", "latency_ms"]
+
+
+def test_a_face_has_the_keys_of_the_design(tmp_path):
+    face = lines_of(tmp_path)[0]["faces"][0]
+    assert list(face) == ["track", "box", "detector_score", "expression", "confidence", "scores"]
+
+
+def test_a_box_is_left_top_width_height(tmp_path):
+    assert lines_of(tmp_path)[0]["faces"][0]["box"] == [10, 20, 30, 40]
+
+
+def test_a_line_can_be_read_before_the_end(tmp_path):
+    output = JsonLines(str(tmp_path / "a.jsonl"))
+    feed(output, [0])
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 1
+    output.close()
+
+
+def test_json_lines_to_stdout(capfdbinary):
+    output = JsonLines("-")
+    feed(output, range(2))
+    output.close()
+    assert capfdbinary.readouterr().out.count(b"\n") == 2
+
+
+def test_a_full_disk_is_an_output_error():
+    output = JsonLines("/dev/full")
+    with pytest.raises(OutputError, match="/dev/full cannot be written: No space left"):
+        feed(output, [0])
+    output.close(failed=True)
+
+
+class FillingFile:
+    """A file on a disk that takes `room` bytes more; `raises` or tells a short count, as raw files do."""
+
+    def __init__(self, file, room, raises):
+        self.file, self.room, self.raises = file, room, raises
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        written = self.file.write(data[: self.room])
+        self.room -= written
+        if written < len(data) and self.raises:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_disk_that_fills_leaves_whole_lines(tmp_path, raises):
+    output = JsonLines(str(tmp_path / "a.jsonl"))
+    output._file = FillingFile(output._file, 600, raises)
+    with pytest.raises(OutputError, match="No space left"):
+        feed(output, range(9))
+    output.close(failed=True)
+    content = (tmp_path / "a.jsonl").read_bytes()
+    assert 0 < len(content) < 600 and content.endswith(b"}\n")
+
+
+def test_an_existing_json_file_is_refused_and_kept(tmp_path):
+    (tmp_path / "a.jsonl").write_text("old")
+    with pytest.raises(OutputError, match="already there"):
+        JsonLines(str(tmp_path / "a.jsonl"))
+    assert (tmp_path / "a.jsonl").read_text() == "old"
+
+
+def test_overwrite_starts_the_json_file_anew(tmp_path):
+    (tmp_path / "a.jsonl").write_text("old and much longer than nothing")
+    JsonLines(str(tmp_path / "a.jsonl"), overwrite=True).close()
+    assert (tmp_path / "a.jsonl").read_bytes() == b""
+
+
+def test_a_failure_before_the_first_line_leaves_no_json_file(tmp_path):
+    JsonLines(str(tmp_path / "a.jsonl")).close(failed=True)
+    assert names(tmp_path) == []
+
+
+def test_a_failure_keeps_the_lines_so_far(tmp_path):
+    output = JsonLines(str(tmp_path / "a.jsonl"))
+    feed(output, range(3))
+    output.close(failed=True)
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 3
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "avi"])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((48, 64, 3), (48, 64, 3)), ((47, 63, 3), (48, 64, 3)), ((30, 301, 3), (30, 302, 3))],
+)
+def test_a_recording_can_be_read_back(tmp_path, suffix, shape, size):
+    path = tmp_path / f"a.{suffix}"
+    output = VideoRecording(path, 10.0)
+    feed(output, [i / 10 for i in range(7)], shape)
+    output.close()
+    frames = read_back(path)
+    assert (len(frames), frames[0].shape) == (7, size)
+
+
+def test_a_recording_leaves_nothing_else(tmp_path):
+    output = VideoRecording(tmp_path / "a.mp4", 10.0)
+    feed(output, [0, 0.1])
+    output.close()
+    assert names(tmp_path) == ["a.mp4"]
+
+
+def test_a_recording_appears_only_when_it_is_closed(tmp_path):
+    output = VideoRecording(tmp_path / "a.mp4", 10.0)
+    feed(output, [0])
+    assert not (tmp_path / "a.mp4").exists()
+    output.close()
+    assert (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.parametrize("times", [[], [0.0, 0.1]])
+def test_a_failed_recording_leaves_nothing(tmp_path, times):
+    output = VideoRecording(tmp_path / "a.mp4", 10.0)
+    feed(output, times)
+    output.close(failed=True)
+    assert names(tmp_path) == []
+
+
+def test_a_failed_recording_keeps_the_old_one(tmp_path):
+    (tmp_path / "a.mp4").write_text("old")
+    output = VideoRecording(tmp_path / "a.mp4", 10.0, overwrite=True)
+    feed(output, [0])
+    output.close(failed=True)
+    assert ((tmp_path / "a.mp4").read_text(), names(tmp_path)) == ("old", ["a.mp4"])
+
+
+def test_a_recording_without_frames_leaves_nothing(tmp_path):
+    VideoRecording(tmp_path / "a.mp4", 10.0).close()
+    assert names(tmp_path) == []
+
+
+def test_an_existing_video_is_refused_and_kept(tmp_path):
+    (tmp_path / "a.mp4").write_text("old")
+    with pytest.raises(OutputError, match="already there"):
+        VideoRecording(tmp_path / "a.mp4", 10.0)
+    assert (tmp_path / "a.mp4").read_text() == "old"
+
+
+def test_a_recording_stops_before_the_disk_is_full(tmp_path, monkeypatch):
+    output = VideoRecording(tmp_path / "a.avi", 10.0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(OutputError, match="the disk is full"):
+        feed(output, [i / 10 for i in range(100)])
+    output.close(failed=True)
+    assert names(tmp_path) == []
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(OutputError, match=r"must end in \.mp4 or \.avi"):
+        VideoRecording(tmp_path / "a.gif", 10.0)
+
+
+def test_a_recording_that_lost_frames_is_refused(tmp_path):
+    output = VideoRecording(tmp_path / "a.avi", 10.0)
+    feed(output, [0, 0.1])
+    output._written = 5
+    with pytest.raises(OutputError, match="only 2 of 5 frames"):
+        output.close()
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "frames"),
+    [
+        ([100.0, 100.1, 100.2], 3),
+        ([100.0, 100.5], 6),
+        ([100.0, 100.01, 100.02, 100.1], 2),
+        ([100.0, 100.1, 200.0, 200.1], 4),
+        ([100.0, 100.1, 200.0], 3),
+    ],
+    ids=["even", "a gap repeats", "too fast leaves out", "a long gap is skipped", "a long gap at the end"],
+)
+def test_a_recording_keeps_the_source_s_time(tmp_path, times, frames):
+    output = VideoRecording(tmp_path / "a.avi", 10.0)
+    feed(output, times)
+    output.close()
+    assert len(read_back(tmp_path / "a.avi")) == frames
+
+
+def test_pictures_of_other_sizes_are_fitted_into_the_first(tmp_path):
+    output = VideoRecording(tmp_path / "a.avi", 1.0)
+    for index, shape in enumerate([(48, 64, 3), (96, 32, 3), (10, 10, 3)]):
+        image = picture(200, shape)
+        output.write(Frame(image, index, float(index)), FrameResult(0.0, index, (), 1.0), image)
+    output.close()
+    assert [frame.shape for frame in read_back(tmp_path / "a.avi")] == [(48, 64, 3)] * 3
+
+
+def test_fit_into_letterboxes_a_tall_picture():
+    fitted = fit_into(picture(200, (96, 32, 3)), (64, 48))
+    assert np.flatnonzero(fitted[24, :, 0]).tolist() == list(range(24, 40))
+
+
+def test_fit_into_does_not_enlarge():
+    assert (fit_into(picture(200, (10, 10, 3)), (64, 48)) > 0).sum() == 10 * 10 * 3
+
+
+def test_a_window_that_cannot_open_names_the_option(monkeypatch):
+    def refuse(*_):
+        raise cv2.error("no display")
+
+    monkeypatch.setattr(cv2, "imshow", refuse)
+    with pytest.raises(OutputError, match="--headless"):
+        feed(Window(), [0])
+
+
+@pytest.mark.parametrize(("key", "goes_on"), [(-1, True), (ord("a"), True), (ord("q"), False), (27, False)])
+def test_q_and_escape_end_the_window(monkeypatch, key, goes_on):
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: key)
+    assert Window().write(Frame(picture(), 0, 0.0), FrameResult(0.0, 0, (), 1.0), picture()) is goes_on
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"), [({}, False), ({"DISPLAY": ":0"}, True), ({"WAYLAND_DISPLAY": "w"}, True)]
+)
+def test_has_display_asks_the_environment(monkeypatch, environment, expected):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert has_display() is expected
+
+
+def test_the_fake_keeps_what_it_is_given():
+    output = FakeOutput()
+    feed(output, range(2))
+    assert [result.frame for result in output.results] == [0, 1]

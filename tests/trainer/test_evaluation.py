@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.contract import LABELS
+from maskfer_edge.dataset import PictureSet, read_part
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_trainer.evaluation import Evaluation, as_text, evaluate, open_model, part_figures
+
+# true label, given label: Angry 3 of 4 right, Disgust 1 of 2, Fear never given, the rest never there
+PAIRS = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (2, 1)]
+
+
+def figures(pairs: list[tuple[int, int]], in_train: set[str] = frozenset()):
+    true, given = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
+    names = tuple(f"{LABELS[k].lower()}/{i}" for i, k in enumerate(true))
+    pictures = PictureSet(np.zeros((len(pairs), 48, 48), dtype=np.uint8), true, names)
+    return part_figures(pictures, lambda images: given, in_train)
+
+
+def test_accuracy_is_the_share_given_their_own_label():
+    assert figures(PAIRS).accuracy == 4 / 8
+
+
+@pytest.mark.parametrize(
+    ("label", "accuracy", "precision", "recall", "f1", "pictures"),
+    [
+        ("Angry", 5 / 8, 3 / 5, 3 / 4, 2 / 3, 4),
+        ("Disgust", 5 / 8, 1 / 3, 1 / 2, 2 / 5, 2),
+        ("Fear", 6 / 8, 0, 0, 0, 2),
+        ("Happy", 1, 0, 0, 0, 0),
+    ],
+)
+def test_class_figures(label, accuracy, precision, recall, f1, pictures):
+    found = figures(PAIRS).classes[label]
+    assert (found.accuracy, found.precision, found.recall, found.f1) == pytest.approx(
+        (accuracy, precision, recall, f1), abs=1e-4
+    )
+    assert found.pictures == pictures
+
+
+def test_confusion_has_true_labels_in_rows():
+    expected = np.zeros((7, 7), dtype=int)
+    for true, given in PAIRS:
+        expected[true, given] += 1
+    assert figures(PAIRS).confusion == expected.tolist()
+
+
+def test_accuracy_without_pictures_that_stand_in_train():
+    found = figures(PAIRS, {"angry/0", "fear/6"})
+    assert (found.duplicates, found.accuracy_without_duplicates) == (2, 0.5)
+    assert figures(PAIRS, {"angry/0", "angry/1"}).accuracy_without_duplicates == pytest.approx(2 / 6, abs=1e-4)
+
+
+def test_tables_can_be_made_when_every_picture_stands_in_train():
+    assert "nothing to count without 1" in as_text(Evaluation("m", "d", {"bare": figures([(0, 0)], {"angry/0"})}))
+
+
+def test_figures_are_json_when_every_picture_stands_in_train():
+    from dataclasses import asdict
+
+    found = figures([(0, 0)], {"angry/0"})
+    assert json.loads(json.dumps(asdict(found), allow_nan=False))["accuracy_without_duplicates"] is None
+
+
+@pytest.fixture(scope="module")
+def evaluation(keras_model, dataset, tmp_path_factory):
+    out = tmp_path_factory.mktemp("evaluation") / "figures"
+    return evaluate(keras_model, dataset, out), out
+
+
+def test_masked_and_bare_test_pictures_are_counted(evaluation):
+    assert {part: f.pictures for part, f in evaluation[0].parts.items()} == {"masked": 21, "bare": 21}
+
+
+def test_duplicates_are_counted(evaluation):
+    assert evaluation[0].parts["masked"].duplicates == 1
+
+
+def test_a_network_of_brightness_knows_bare_faces_of_set_brightness(evaluation):
+    assert evaluation[0].parts["bare"].accuracy > 0.9
+
+
+def test_files_are_written(evaluation):
+    found, out = evaluation
+    assert (
+        json.loads((out / "evaluation.json").read_text())["parts"]["bare"]["accuracy"] == found.parts["bare"].accuracy
+    )
+    for part in ("masked", "bare"):
+        assert cv2.imread(str(out / f"confusion-{part}.png")).std() > 1
+
+
+def test_tables_hold_every_label_three_times(evaluation):
+    lines = as_text(evaluation[0]).splitlines()
+    for label in LABELS:
+        assert sum(line.startswith(label) for line in lines) == 3
+
+
+def test_tflite_and_keras_mostly_agree(tflite_model, keras_model, dataset):
+    images = read_part(dataset, "bare", "test").images
+    assert (open_model(tflite_model)(images) == open_model(keras_model)(images)).mean() > 0.9
+
+
+def test_a_tflite_file_is_evaluated(tflite_model, dataset):
+    assert evaluate(tflite_model, dataset).parts["bare"].accuracy > 0.8
+
+
+def test_an_existing_output_is_refused(keras_model, dataset, tmp_path):
+    with pytest.raises(OutputError, match="already there"):
+        evaluate(keras_model, dataset, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["missing.keras", "missing.tflite", "missing.h5"])
+def test_a_missing_model_is_named(dataset, tmp_path, name):
+    with pytest.raises(InputError, match=name):
+        evaluate(tmp_path / name, dataset)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".txt", ""])
+def test_another_suffix_is_refused(tmp_path, suffix):
+    (tmp_path / f"model{suffix}").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"neither a \.keras nor a \.tflite"):
+        open_model(tmp_path / f"model{suffix}")
+
+
+@pytest.mark.parametrize("cut", [0, 20, 2000])
+def test_a_damaged_keras_file_is_refused(tmp_path, keras_model, cut):
+    (tmp_path / "cut.keras").write_bytes(keras_model.read_bytes()[:cut])
+    with pytest.raises(InputError, match=r"cut\.keras cannot be loaded"):
+        open_model(tmp_path / "cut.keras")
+
+
+def save(network, path: Path) -> Path:
+    network.save(path)
+    return path
+
+
+def test_other_shapes_are_refused(tmp_path):
+    import keras
+
+    inputs = keras.Input((32, 32, 3))
+    network = keras.Model(inputs, keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(inputs)))
+    with pytest.raises(InputError, match=r"32, 32, 3.*expected \(48, 48, 1\)"):
+        open_model(save(network, tmp_path / "other.keras"))
+
+
+def test_a_network_that_was_never_built_is_refused(tmp_path):
+    import keras
+
+    network = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(7)])
+    with pytest.warns(UserWarning, match="not yet been built"):
+        path = save(network, tmp_path / "unbuilt.keras")
+    with pytest.raises(InputError, match=r"unbuilt\.keras"):
+        open_model(path)
+
+
+def test_a_data_set_without_manifest_is_refused(tmp_path, dataset, keras_model):
+    copy = shutil.copytree(dataset, tmp_path / "data")
+    (copy / "manifest.jsonl").unlink()
+    with pytest.raises(InputError, match="manifest"):
+        evaluate(keras_model, copy)

@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+
+from maskfer_edge.dataset import read_part
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_trainer import fitting
+from maskfer_trainer.fitting import FaceBatches, FitSettings, fit, validation_part
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a training in the middle."""
+
+
+def tiny() -> keras.Model:
+    inputs = keras.Input((48, 48, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, strides=4)(x)))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(7, activation="softmax")(x))
+
+
+def settings(**changes) -> FitSettings:
+    return FitSettings(**{"arch": "lean", "epochs": 2, "batch_size": 16, "validation_share": 0.2, **changes})
+
+
+@pytest.fixture
+def tiny_networks(monkeypatch):
+    monkeypatch.setattr(fitting, "ARCHITECTURES", {"paper": tiny, "lean": tiny})
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Makes training end while the curves of an epoch are drawn, that is before its state is kept."""
+
+    def make(epoch: int) -> None:
+        def draw(history, path):
+            if len(history) == epoch:
+                raise Stopped
+
+        monkeypatch.setattr(fitting, "draw_curves", draw)
+
+    return make
+
+
+def history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open() as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def epochs(run: Path) -> list[float]:
+    return [row["epoch"] for row in history(run)]
+
+
+@pytest.fixture(scope="module")
+def lean_run(tmp_path_factory, dataset) -> Path:
+    """Two epochs of the true lean network."""
+    run = tmp_path_factory.mktemp("runs") / "lean"
+    fit(dataset, run, settings(), verbose=0)
+    return run
+
+
+def test_a_run_leaves_its_files(lean_run):
+    names = {p.relative_to(lean_run).as_posix() for p in lean_run.rglob("*") if p.is_file()}
+    expected = {"run.json", "history.csv", "curves.png", "model.keras"}
+    assert names == expected | {"checkpoints/last.keras", "checkpoints/best.keras"}
+
+
+def test_history_has_a_row_an_epoch(lean_run):
+    rows = history(lean_run)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert rows[0].keys() >= {"loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+
+
+def test_curves_are_a_picture(lean_run):
+    assert cv2.imread(str(lean_run / "curves.png")).std() > 1
+
+
+def test_the_model_says_how_it_was_trained(lean_run, dataset):
+    with zipfile.ZipFile(lean_run / "model.keras") as archive:
+        said = json.loads(archive.read("maskfer.json"))
+    assert said["architecture"] == "lean"
+    assert said["training_pictures"] + said["validation_pictures"] == 49
+    assert said["dataset_sha256"] == json.loads((dataset / "dataset.json").read_text())["sha256"]
+
+
+def test_the_model_can_be_loaded(lean_run):
+    assert keras.models.load_model(lean_run / "model.keras", compile=False).name == "lean"
+
+
+def test_an_existing_run_is_refused(tiny_networks, tmp_path, dataset):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(OutputError, match="--resume"):
+        fit(dataset, tmp_path / "run", settings(), verbose=0)
+
+
+@pytest.mark.parametrize("arch", ["lean", "paper"])
+def test_a_run_that_was_cut_short_goes_on_as_if_it_had_not_been(tiny_networks, stop_at, tmp_path, dataset, arch):
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    stop_at(2)
+    with pytest.raises(Stopped):
+        fit(dataset, cut, settings(arch=arch, epochs=3), verbose=0)
+    assert not (cut / "model.keras").exists()
+    stop_at(0)
+    fit(dataset, cut, settings(arch=arch, epochs=3), resume=True, verbose=0)
+    fit(dataset, whole, settings(arch=arch, epochs=3), verbose=0)
+    assert epochs(cut) == [1, 2, 3]
+    for expected, row in zip(history(whole), history(cut), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_that_ended_in_its_first_epoch_goes_on(tiny_networks, stop_at, tmp_path, dataset):
+    stop_at(1)
+    with pytest.raises(Stopped):
+        fit(dataset, tmp_path / "run", settings(), verbose=0)
+    stop_at(0)
+    fit(dataset, tmp_path / "run", settings(), resume=True, verbose=0)
+    assert epochs(tmp_path / "run") == [1, 2]
+
+
+def test_resuming_a_finished_run_changes_nothing(tiny_networks, tmp_path, dataset, read_folder):
+    fit(dataset, tmp_path / "run", settings(), verbose=0)
+    before = read_folder(tmp_path / "run")
+    fit(dataset, tmp_path / "run", settings(), resume=True, verbose=0)
+    assert read_folder(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"epochs": 3}, {"batch_size": 8}, {"bare_share": 0.0}, {"learning_rate": 1e-3}]
+)
+def test_resuming_with_other_settings_is_refused(lean_run, dataset, change):
+    with pytest.raises(InputError, match="other settings"):
+        fit(dataset, lean_run, settings(**change), resume=True, verbose=0)
+
+
+def test_resuming_nothing_is_refused(tmp_path, dataset):
+    with pytest.raises(InputError, match="no run"):
+        fit(dataset, tmp_path / "run", settings(), resume=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"arch": "huge"}, {"epochs": 0}, {"batch_size": 0}, {"bare_share": 1.5}, {"bare_share": -0.1},
+     {"validation_share": 0}, {"validation_share": 1}, {"learning_rate": 0}, {"augmentation": 2}],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_refused(change):
+    with pytest.raises(InputError):
+        settings(**change)
+
+
+def test_an_unknown_architecture_is_answered_with_the_known_ones():
+    with pytest.raises(InputError, match=r"'huge'.*paper, lean"):
+        settings(arch="huge")
+
+
+def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InputError, match="build-dataset"):
+        fit(tmp_path / "data", tmp_path / "run", settings())
+    assert not (tmp_path / "run").exists()
+
+
+def make_twins(tmp_path: Path, dataset: Path) -> Path:
+    """The data set with two training faces of sad that share their pixels, for every seed to keep together."""
+    copy = shutil.copytree(dataset, tmp_path / "twins")
+    records = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
+    sad = [r for r in records if r["class"] == "sad" and r["split"] == "train"]
+    sad[1]["pixels_sha256"] = sad[0]["pixels_sha256"]
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return copy
+
+
+def test_copies_of_a_picture_stand_on_one_side(tmp_path, dataset):
+    twins = make_twins(tmp_path, dataset)
+    masked = read_part(twins, "masked", "train")
+    first, second = masked.names.index("sad/0"), masked.names.index("sad/1")
+    parts = [validation_part(masked, twins, settings(seed=seed, validation_share=0.5)) for seed in range(12)]
+    assert {(bool(part[first]), bool(part[second])) for part in parts} == {(False, False), (True, True)}
+
+
+def test_the_validation_part_has_about_its_share(dataset):
+    masked = read_part(dataset, "masked", "train")
+    shares = [validation_part(masked, dataset, settings(seed=seed)).mean() for seed in range(10)]
+    assert np.mean(shares) == pytest.approx(0.2, abs=0.06)
+
+
+def test_a_picture_that_the_manifest_lacks_is_named(tmp_path, dataset):
+    copy = shutil.copytree(dataset, tmp_path / "data")
+    shutil.copy(copy / "masked/train/sad/0.png", copy / "masked/train/sad/added.png")
+    with pytest.raises(InputError, match="sad/added"):
+        validation_part(read_part(copy, "masked", "train"), copy, settings())
+
+
+@pytest.mark.parametrize("arch", ["lean", "paper"])
+def test_only_the_papers_training_lowers_its_rate_on_a_plateau(tiny_networks, monkeypatch, tmp_path, dataset, arch):
+    made = []
+    real = keras.callbacks.ReduceLROnPlateau
+    monkeypatch.setattr(keras.callbacks, "ReduceLROnPlateau", lambda **given: made.append(given) or real(**given))
+    fit(dataset, tmp_path / "run", settings(arch=arch, epochs=1), verbose=0)
+    assert [given["monitor"] for given in made] == (["val_loss"] if arch == "paper" else [])
+
+
+def rates(losses: list[float], resumed_after: int) -> list[float]:
+    """Learning rate in each epoch, by validation losses alone, with one resume."""
+    rows, found, rate = [], [], 5e-4
+    for epochs in (range(resumed_after), range(resumed_after, len(losses))):
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(rate), "mse")
+        callback = fitting._plateau(model, rows, 5e-4)
+        callback.on_train_begin()
+        for epoch in epochs:
+            rows.append({"val_loss": losses[epoch]})
+            found.append(float(model.optimizer.learning_rate.numpy()))
+            callback.on_epoch_end(epoch, dict(rows[-1]))
+        rate = float(model.optimizer.learning_rate.numpy())
+    return found
+
+
+LOSSES = [1.0, 0.9, *[1.0] * 16, 0.8, *[1.0] * 6]
+
+
+def test_the_learning_rate_falls_after_four_epochs_without_gain():
+    assert rates(LOSSES, 0) == pytest.approx([5e-4] * 6 + [1e-4] * 4 + [2e-5] * 4 + [4e-6] * 4 + [1e-6] * 7)
+
+
+@pytest.mark.parametrize("resumed_after", [1, 5, 6, 8, 14, 17, 19, 22])
+def test_the_plateau_is_remembered_after_a_resume(resumed_after):
+    assert rates(LOSSES, resumed_after) == pytest.approx(rates(LOSSES, 0))
+
+
+def test_batches_cover_each_face_once(dataset):
+    masked = read_part(dataset, "masked", "train")
+    batches = FaceBatches(masked, None, settings(), changed=False)
+    faces = np.concatenate([batches[i][0] for i in range(len(batches))])[..., 0]
+    assert sorted(f.tobytes() for f in faces) == sorted(f.astype(np.float32).tobytes() for f in masked.images)
+
+
+@pytest.mark.parametrize(("share", "part"), [(0.0, "masked"), (1.0, "bare")])
+def test_the_bare_share_chooses_the_part(dataset, share, part):
+    masked, bare = (read_part(dataset, name, "train") for name in ("masked", "bare"))
+    batches = FaceBatches(masked, bare, settings(bare_share=share, batch_size=49), changed=False)
+    expected = (masked if part == "masked" else bare).images[batches.order]
+    assert np.array_equal(batches[0][0][..., 0], expected)
+
+
+def test_batches_depend_on_seed_and_epoch_alone(dataset):
+    masked, bare = (read_part(dataset, name, "train") for name in ("masked", "bare"))
+    first, second = (FaceBatches(masked, bare, settings(), changed=True) for _ in range(2))
+    before = first[1][0]
+    for batches in (first, second):
+        batches.start_epoch(3)
+    assert np.array_equal(first[1][0], second[1][0])
+    assert not np.array_equal(first[1][0], before)
+
+
+def test_weight_decay_spares_batch_normalization_after_a_resume(tmp_path):
+    network = tiny()
+    fitting._compile(network, settings(epochs=30), 10)
+    network.optimizer.build(network.trainable_variables)
+    network.save(tmp_path / "last.keras")
+    resumed = fitting._load_state(tmp_path / "last.keras", settings(epochs=30), 10)
+    for _ in range(20):
+        resumed.optimizer.apply([np.zeros(v.shape, dtype=np.float32) for v in resumed.trainable_variables])
+    changed = {
+        after.name
+        for before, after in zip(network.trainable_variables, resumed.trainable_variables, strict=True)
+        if not np.array_equal(before.numpy(), after.numpy())
+    }
+    assert changed == {"kernel"}
+
+
+def test_a_run_can_start_from_the_weights_of_another(lean_run, tmp_path, dataset):
+    chosen = settings(epochs=1, learning_rate=1e-12)
+    fit(dataset, tmp_path / "run", chosen, initial=lean_run / "model.keras", verbose=0)
+    first, second = (
+        keras.models.load_model(run / "model.keras", compile=False) for run in (lean_run, tmp_path / "run")
+    )
+    for before, after in zip(first.trainable_variables, second.trainable_variables, strict=True):
+        assert np.allclose(before.numpy(), after.numpy(), atol=1e-3)
+
+
+def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tmp_path, dataset):
+    with pytest.raises(InputError, match="cannot be started from"):
+        fit(dataset, tmp_path / "run", settings(), initial=lean_run / "model.keras", verbose=0)
+
+
+def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):
+    with pytest.raises(InputError, match="other settings"):
+        fit(dataset, lean_run, settings(), initial=lean_run / "model.keras", resume=True, verbose=0)

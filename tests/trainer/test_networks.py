@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from keras import layers
+
+from maskfer_trainer.networks import ARCHITECTURES
+
+# What int8 TFLite has operators for, and what disappears when a trained network is exported.
+KNOWN = (
+    layers.InputLayer, layers.Rescaling, layers.Conv2D, layers.BatchNormalization, layers.ReLU, layers.MaxPooling2D,
+    layers.Dropout, layers.Flatten, layers.Dense, layers.Add, layers.GlobalAveragePooling2D,
+)  # fmt: skip
+
+every_network = pytest.mark.parametrize("name", ARCHITECTURES)
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {name: make() for name, make in ARCHITECTURES.items()}
+
+
+@every_network
+def test_shapes_keep_the_contract(networks, name):
+    assert networks[name].input_shape == (None, 48, 48, 1)
+    assert networks[name].output_shape == (None, 7)
+
+
+@every_network
+def test_scores_are_probabilities(networks, name):
+    faces = np.random.default_rng(0).integers(0, 256, (2, 48, 48, 1)).astype(np.float32)
+    scores = np.asarray(networks[name](faces))
+    assert scores.min() >= 0
+    assert scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+@every_network
+def test_the_network_is_named_as_its_key(networks, name):
+    assert networks[name].name == name
+
+
+@every_network
+def test_layers_are_of_known_types(networks, name):
+    assert not [layer.name for layer in networks[name].layers if type(layer) not in KNOWN]
+
+
+def test_the_papers_network_has_the_papers_parameters(networks):
+    assert networks["paper"].count_params() == 4_478_727
+
+
+def test_the_papers_convolutions(networks):
+    convolutions = [layer for layer in networks["paper"].layers if isinstance(layer, layers.Conv2D)]
+    assert [(layer.filters, layer.kernel_size[0]) for layer in convolutions] == [(64, 3), (128, 5), (512, 3), (512, 3)]
+
+
+def test_the_papers_dense_layers(networks):
+    dense = [layer.units for layer in networks["paper"].layers if isinstance(layer, layers.Dense)]
+    assert dense == [256, 512, 7]
+
+
+def test_lean_is_small(networks):
+    assert 300_000 < networks["lean"].count_params() < 700_000

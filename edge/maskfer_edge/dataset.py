@@ -119,7 +119,10 @@ def read_part(dataset: Path, part: str, split: str) -> PictureSet:
         raise InputError(f"{root} is not there; build the data set again with both parts")
     images, labels, names = [], [], []
     for label, folder in enumerate(CLASS_FOLDERS):
-        paths = sorted(p for p in (root / folder).glob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        # by stem, as a face's masked and bare picture differ in suffix
+        paths = sorted(
+            (p for p in (root / folder).glob("*") if p.suffix.lower() in PICTURE_SUFFIXES), key=lambda p: p.stem
+        )
         if not paths:
             raise InputError(f"{root / folder} holds no pictures; all seven classes are needed")
         for path in paths:

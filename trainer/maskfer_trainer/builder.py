@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def _resume(partial: Path, header: Record) -> dict[str, Record]:
         log = partial / "progress.jsonl"
         if log.exists():
             for line in log.read_text().splitlines(keepends=True):
-                if line.endswith("\n"):  # the last line may have been cut
+                with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
                     record = json.loads(line)
                     records[record["source"]] = record
             log.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
@@ -284,9 +285,9 @@ def _finish(
     (partial / "skipped.csv").write_text(report.getvalue())
     contact_sheet(partial, kept, seed=header["seed"]).save(partial / "contact-sheet.png")
     (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
-    (partial / "progress.jsonl").unlink()
-    (partial / "build.json").unlink()
     partial.rename(out)
+    (out / "progress.jsonl").unlink()
+    (out / "build.json").unlink()
     return BuildReport(
         pictures=len(kept),
         skipped=len(skipped),

@@ -26,7 +26,7 @@ FPS = 15
 FRAMES_A_MASK = 54
 ENLARGED = 2
 # Those that the Haar cascade, the only detector as yet, sees; it is blind to dark masks.
-SHOWN_KINDS = ("surgical-blue", "surgical-white")
+WORN = (("surgical-blue", Wearing(0.55)), ("kn95-white", Wearing(0.55, 0.8)))
 
 
 def portrait() -> UInt8Array:
@@ -59,14 +59,14 @@ def make_frames() -> list[UInt8Array]:
     landmarks = face_landmarks(bare)
     centre_x, centre_y = landmarks.mean(axis=0)
     frames: list[UInt8Array] = []
-    for kind in SHOWN_KINDS:
-        masked = put_on(bare, landmarks, draw_mask(kind), Wearing())
+    for kind, wearing in WORN:
+        masked = put_on(bare, landmarks, draw_mask(kind), wearing)
         for _ in range(FRAMES_A_MASK):
-            turn = 2 * math.pi * len(frames) / (FRAMES_A_MASK * len(SHOWN_KINDS))
-            zoom = 0.80 + 0.14 * math.sin(2 * turn)
-            matrix = cv2.getRotationMatrix2D((float(centre_x), float(centre_y)), 4 * math.sin(3 * turn), zoom)
-            matrix[0, 2] += SIZE_WH[0] / 2 - centre_x + 40 * math.sin(turn)
-            matrix[1, 2] += SIZE_WH[1] / 2 - centre_y + 15 * math.cos(2 * turn)
+            turn = 2 * math.pi * len(frames) / (FRAMES_A_MASK * len(WORN))
+            zoom = 0.80 + 0.08 * math.sin(2 * turn)
+            matrix = cv2.getRotationMatrix2D((float(centre_x), float(centre_y)), 3 * math.sin(3 * turn), zoom)
+            matrix[0, 2] += SIZE_WH[0] / 2 - centre_x + 60 + 30 * math.sin(turn)
+            matrix[1, 2] += SIZE_WH[1] / 2 - centre_y + 10 * math.cos(2 * turn)
             frame = cv2.warpAffine(masked, matrix, SIZE_WH, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101)
             frames.append(np.asarray(frame, dtype=np.uint8))
     return frames

@@ -118,11 +118,12 @@ class PhotoSource:
             return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
         try:
             with zipfile.ZipFile(self.root) as archive:
-                names = [info.filename for info in archive.infolist() if not info.is_dir()]
+                # a zip may hold one name twice; the last one counts, as for every unpacker
+                names = list({info.filename: None for info in archive.infolist() if not info.is_dir()})
         except zipfile.BadZipFile as error:
             raise InputError(f"{self.root} is a damaged zip: {error}") from error
         for name in names:
-            if name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts:
+            if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{self.root} holds an unsafe path, {name!r}; nothing was unpacked")
         return names
 

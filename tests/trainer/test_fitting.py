@@ -296,3 +296,25 @@ def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tm
 def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):
     with pytest.raises(InputError, match="other settings"):
         fit(dataset, lean_run, settings(), initial=lean_run / "model.keras", resume=True, verbose=0)
+
+
+def test_a_teacher_counts_for_half_of_the_target(tiny_networks, monkeypatch, tmp_path, dataset):
+    seen = []
+    monkeypatch.setattr(fitting, "_soft_targets", lambda teacher, bare: np.full((len(bare), 7), 1 / 7, np.float32))
+    monkeypatch.setattr(keras.Model, "fit", lambda self, batches, **_: seen.append(batches.targets))
+    with pytest.raises(ValueError, match="empty"):  # no epoch ran, so there is none to choose
+        fit(dataset, tmp_path / "run", settings(), teacher=dataset / "dataset.json", verbose=0)
+    assert np.allclose(np.sort(seen[0], axis=1), [1 / 14] * 6 + [1 / 14 + 0.5])
+
+
+def test_a_teacher_is_shown_bare_faces_and_their_mirror_images(lean_run, dataset):
+    bare = read_part(dataset, "bare", "train")
+    network = keras.models.load_model(lean_run / "model.keras", compile=False)
+    faces = bare.images[..., None].astype(np.float32)
+    expected = (network.predict(faces, verbose=0) + network.predict(faces[:, :, ::-1], verbose=0)) / 2
+    assert np.allclose(fitting._soft_targets(lean_run / "model.keras", bare), expected, atol=1e-4)
+
+
+def test_a_teacher_that_is_no_network_is_named(dataset):
+    with pytest.raises(InputError, match=r"dataset\.json cannot teach"):
+        fitting._soft_targets(dataset / "dataset.json", read_part(dataset, "bare", "train"))

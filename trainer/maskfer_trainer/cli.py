@@ -66,6 +66,9 @@ def fit_command(
     validation_share: Annotated[float, typer.Option(help="Share of the training part kept for validation.")] = 0.1,
     learning_rate: Annotated[float | None, typer.Option(help="Default: 0.0005 (paper), 0.002 (lean).")] = None,
     augmentation: Annotated[float, typer.Option(help="Strength of random changes to faces, 0 to 1; lean only.")] = 1.0,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Learn also from what this .keras says of the bare faces.")
+    ] = None,
     initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
@@ -84,7 +87,9 @@ def fit_command(
         augmentation=augmentation,
     )
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
-    model = fit(dataset, out, settings, initial=initial, resume=resume, verbose=1 if sys.stderr.isatty() else 2)
+    model = fit(
+        dataset, out, settings, initial=initial, teacher=teacher, resume=resume, verbose=1 if sys.stderr.isatty() else 2
+    )
     print_result(str(model))
 
 

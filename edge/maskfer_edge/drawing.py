@@ -42,6 +42,8 @@ def annotate(image: UInt8Array, result: FrameResult) -> UInt8Array:
     for face in result.faces:
         x, y, w, h = face.box
         colour = COLOURS[face.expression]
+        # the dark rim keeps light colours visible on light pictures
+        cv2.rectangle(drawn, (x, y), (x + w, y + h), (0, 0, 0), line + 2, cv2.LINE_AA)
         cv2.rectangle(drawn, (x, y), (x + w, y + h), colour, line, cv2.LINE_AA)
         text = f"{face.expression} {face.confidence:.0%}"
         (text_w, text_h), below = cv2.getTextSize(text, FONT, scale, 1)

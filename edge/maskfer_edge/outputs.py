@@ -180,18 +180,25 @@ class VideoRecording(Output):
 
 
 class Window(Output):
-    """A window on the screen; q or Esc ends the loop."""
+    """A window on the screen; q, Esc or closing it ends the loop."""
 
     wants_picture = True
 
     def __init__(self, title: str = "maskfer") -> None:
         self.title = title
+        self._open = False
 
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Show the picture."""
         try:
+            if not self._open:
+                cv2.namedWindow(self.title, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+                cv2.resizeWindow(self.title, frame.image.shape[1], frame.image.shape[0])
+                self._open = True
             cv2.imshow(self.title, annotated)
-            return cv2.waitKey(1) & 0xFF not in (ord("q"), 27)
+            key = cv2.waitKey(1) & 0xFF
+            closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
+            return not closed and key not in (ord("q"), 27)
         except cv2.error as error:
             raise OutputError("the window cannot be opened; give --headless") from error
 

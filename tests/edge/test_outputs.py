@@ -256,15 +256,20 @@ def test_a_window_that_cannot_open_names_the_option(monkeypatch):
     def refuse(*_):
         raise cv2.error("no display")
 
-    monkeypatch.setattr(cv2, "imshow", refuse)
+    monkeypatch.setattr(cv2, "namedWindow", refuse)
     with pytest.raises(OutputError, match="--headless"):
         feed(Window(), [0])
 
 
-@pytest.mark.parametrize(("key", "goes_on"), [(-1, True), (ord("a"), True), (ord("q"), False), (27, False)])
-def test_q_and_escape_end_the_window(monkeypatch, key, goes_on):
-    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+@pytest.mark.parametrize(
+    ("key", "visible", "goes_on"),
+    [(-1, 1.0, True), (ord("a"), 1.0, True), (ord("q"), 1.0, False), (27, 1.0, False), (-1, 0.0, False)],
+)
+def test_q_escape_and_closing_end_the_window(monkeypatch, key, visible, goes_on):
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
     monkeypatch.setattr(cv2, "waitKey", lambda _: key)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: visible)
     assert Window().write(Frame(picture(), 0, 0.0), FrameResult(0.0, 0, (), 1.0), picture()) is goes_on
 
 

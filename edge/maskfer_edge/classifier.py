@@ -21,22 +21,32 @@ def default_model() -> Model:
         return load_model(path)
 
 
-def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1) -> Classifier:
+def open_classifier(path: Path | None, runtime: str = AUTO, *, mirror: bool = True) -> Classifier:
     """A classifier by a model file, or by the bundled model if `path` is None."""
-    return Classifier(default_model() if path is None else load_model(path), runtime, threads)
+    return Classifier(default_model() if path is None else load_model(path), runtime, mirror=mirror)
 
 
 class Classifier:
-    """Gives seven scores for a preprocessed face. The interpreter is built once."""
+    """Gives seven scores for a preprocessed face. The interpreter is built once.
 
-    def __init__(self, model: Model, runtime: str = AUTO, threads: int = 1) -> None:
+    A face and its mirror image show the same expression; the mean of what the network says of both
+    is more often right than either, for twice the network's time.
+    """
+
+    def __init__(self, model: Model, runtime: str = AUTO, threads: int = 1, *, mirror: bool = True) -> None:
         """Open the model and check its tensors.
+
+        Args:
+            model: What to open.
+            runtime: See `runtime.open_interpreter`.
+            threads: Likewise.
+            mirror: Whether the mirror image is asked about as well.
 
         Raises:
             ModelError: If the tensors are not one (1, 48, 48, 1) input and one (1, 7) output.
             DependencyError: If no TFLite runtime works here.
         """
-        self.model = model
+        self.model, self.mirror = model, mirror
         self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
         inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
         shapes = [tuple(int(n) for n in d["shape"]) for d in (*inputs, *outputs)]
@@ -69,6 +79,10 @@ class Classifier:
             raise InputError(
                 f"expected a face of ({INPUT_SIZE}, {INPUT_SIZE}) uint8; received {face.shape} {face.dtype}"
             )
+        scores = self._scores(face)
+        return (scores + self._scores(face[:, ::-1])) / np.float32(2) if self.mirror else scores
+
+    def _scores(self, face: UInt8Array) -> FloatArray:
         self._quantise(face)
         self._interpreter.set_tensor(self._input["index"], self._buffer)
         self._interpreter.invoke()

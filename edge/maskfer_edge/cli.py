@@ -23,6 +23,10 @@ app = make_app("Reads facial expressions on people who wear face masks, live or 
 ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
 DetectorOption = Annotated[str, typer.Option(help="What finds the faces: haar.")]
 RuntimeOption = Annotated[str, typer.Option(help="TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")]
+MirrorOption = Annotated[
+    bool,
+    typer.Option("--mirror/--no-mirror", help="Ask about each face's mirror image as well: surer, twice the time."),
+]
 
 
 @app.callback()
@@ -43,6 +47,7 @@ def run_command(
     max_frames: Annotated[int, typer.Option(min=0, help="End after so many frames; 0: at the source's end.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
     runtime: RuntimeOption = "auto",
+    mirror: MirrorOption = True,
 ) -> None:
     """Find faces, classify their expressions, and show or write the results.
 
@@ -61,7 +66,7 @@ def run_command(
 
     with ExitStack() as stack:
         with quiet_native_libraries():
-            pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime), Tracker())
+            pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime, mirror=mirror), Tracker())
             camera = open_camera(source)
         capture = stack.enter_context(Capture(camera))  # which closes the camera
         outputs: list[Output] = []
@@ -93,6 +98,7 @@ def predict_command(
     crop: Annotated[bool, typer.Option("--crop", help="The pictures are face crops: look for no faces.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runtime: RuntimeOption = "auto",
+    mirror: MirrorOption = True,
 ) -> None:
     """Say the expression of every face in each IMAGE.
 
@@ -106,7 +112,7 @@ def predict_command(
     from maskfer_edge.tracker import Tracker
 
     with quiet_native_libraries():
-        classifier = open_classifier(model, runtime)
+        classifier = open_classifier(model, runtime, mirror=mirror)
         finder = FakeDetector() if crop else open_detector(detector)
     results: dict[str, Any] = {}
     found = 0

@@ -38,12 +38,12 @@ def main():
     print(f"{'crop and preprocess':32} {median_ms(lambda item: preprocess(*item), boxes):8.3f} ms")
     for runtime in RUNTIMES:
         try:
-            classifier = Classifier(model, runtime)
+            classifier = Classifier(model, runtime, mirror=False)
         except DependencyError as error:
             print(f"{'network, ' + runtime:32} not here: {error}")
             continue
         kept = median_ms(classifier, faces)
-        naive = median_ms(lambda face, runtime=runtime: Classifier(model, runtime)(face), faces[:20])
+        naive = median_ms(lambda face, runtime=runtime: Classifier(model, runtime, mirror=False)(face), faces[:20])
         print(f"{'network, ' + runtime:32} {kept:8.2f} ms; opened anew each time {naive:.2f} ms ({naive / kept:.0f}x)")
 
 

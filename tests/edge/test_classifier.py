@@ -55,7 +55,8 @@ def fake(monkeypatch):
     ):
         interpreter = FakeInterpreter(raw, in_type, in_quantization, out_quantization, in_shape, out_shape)
         monkeypatch.setattr(classifier_module, "open_interpreter", lambda *_: interpreter)
-        return Classifier(Model(b"", ModelInfo("fake", {}, {}, {}, ""), "my.tflite")), interpreter
+        model = Model(b"", ModelInfo("fake", {}, {}, {}, ""), "my.tflite")
+        return Classifier(model, mirror=False), interpreter
 
     return make
 
@@ -155,6 +156,14 @@ def test_a_flatbuffer_that_the_runtime_refuses_is_a_model_error():
     garbage = Model(b"\x1c\x00\x00\x00TFL3" + bytes(200), default_model().info, "my.tflite")
     with pytest.raises(ModelError, match=r"my\.tflite is refused by"):
         Classifier(garbage)
+
+
+def test_the_mirror_image_counts_for_half():
+    model, face = default_model(), noise_face()
+    once = Classifier(model, mirror=False)
+    expected = (once(face) + once(face[:, ::-1])) / 2
+    np.testing.assert_allclose(Classifier(model)(face), expected, atol=1e-6)
+    assert not np.allclose(once(face), expected, atol=1e-6)
 
 
 @pytest.mark.skipif(not BOTH, reason="needs both ai-edge-litert and tflite-runtime")

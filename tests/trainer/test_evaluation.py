@@ -59,7 +59,7 @@ def test_accuracy_without_pictures_that_stand_in_train():
 
 
 def test_tables_can_be_made_when_every_picture_stands_in_train():
-    assert "nothing to count without 1" in as_text(Evaluation("m", "d", {"bare": figures([(0, 0)], {"angry/0"})}))
+    assert "nothing to count without 1" in as_text(Evaluation("m", True, "d", {"bare": figures([(0, 0)], {"angry/0"})}))
 
 
 def test_figures_are_json_when_every_picture_stands_in_train():
@@ -165,3 +165,19 @@ def test_a_data_set_without_manifest_is_refused(tmp_path, dataset, keras_model):
     (copy / "manifest.jsonl").unlink()
     with pytest.raises(InputError, match="manifest"):
         evaluate(keras_model, copy)
+
+
+@pytest.mark.parametrize(("mirror", "expected"), [(False, 1), (True, 0)])
+def test_the_mirror_image_counts_unless_told_otherwise(tmp_path, mirror, expected):
+    import keras
+
+    # sees the left half only: a dark one speaks weakly for class 1, a bright one strongly for class 0
+    inputs = keras.Input((48, 48, 1))
+    left = keras.layers.Cropping2D(((0, 0), (0, 24)))(inputs)
+    dense = keras.layers.Dense(7, activation="softmax")
+    network = keras.Model(inputs, dense(keras.layers.GlobalAveragePooling2D()(left)))
+    dense.set_weights([np.array([[0.1, 0, 0, 0, 0, 0, 0]]), np.array([0, 0.5, 0, 0, 0, 0, 0])])
+    network.save(tmp_path / "left.keras")
+    bright_right = np.zeros((1, 48, 48), np.uint8)
+    bright_right[:, :, 24:] = 255
+    assert open_model(tmp_path / "left.keras", mirror=mirror)(bright_right).tolist() == [expected]

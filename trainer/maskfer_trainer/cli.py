@@ -100,13 +100,16 @@ def evaluate_command(
     out: Annotated[
         Path | None, typer.Option(help="Folder to make, for evaluation.json and confusion matrices.")
     ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror/--no-mirror", help="Ask about each face's mirror image as well, as at the edge.")
+    ] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.evaluation import as_text, evaluate
 
-        evaluation = evaluate(model, dataset, out)
+        evaluation = evaluate(model, dataset, out, mirror=mirror)
     if json_:
         print_json(evaluation)
     else:

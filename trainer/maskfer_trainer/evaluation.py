@@ -69,22 +69,25 @@ class Evaluation:
 
     Attributes:
         model: Its path.
+        mirror: Whether the mirror images were asked about as well.
         dataset: Path of the data set.
         parts: ``masked`` and ``bare`` to their figures.
     """
 
     model: str
+    mirror: bool
     dataset: str
     parts: dict[str, PartFigures]
 
 
-def evaluate(model: Path, dataset: Path, out: Path | None = None) -> Evaluation:
+def evaluate(model: Path, dataset: Path, out: Path | None = None, *, mirror: bool = True) -> Evaluation:
     """Evaluate a `.keras` or a `.tflite` on the test split, masked and bare.
 
     Args:
         model: The network.
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make, for evaluation.json and the confusion matrices as pictures.
+        mirror: Whether the mirror image is asked about as well, as the runtime does unless told otherwise.
 
     Raises:
         InputError: If model or data set cannot be used.
@@ -92,10 +95,10 @@ def evaluate(model: Path, dataset: Path, out: Path | None = None) -> Evaluation:
     """
     if out is not None and out.exists():
         raise OutputError(f"{out} is already there; name another folder")
-    predict = open_model(model)
+    predict = open_model(model, mirror=mirror)
     in_train = {f"{r['class']}/{r['stem']}" for r in manifest(dataset) if r["split"] == "test" and r["in_train"]}
     parts = {part: part_figures(read_part(dataset, part, "test"), predict, in_train) for part in PARTS}
-    evaluation = Evaluation(str(model), str(dataset), parts)
+    evaluation = Evaluation(str(model), mirror, str(dataset), parts)
     if out is not None:
         try:
             out.mkdir(parents=True)
@@ -107,12 +110,12 @@ def evaluate(model: Path, dataset: Path, out: Path | None = None) -> Evaluation:
     return evaluation
 
 
-def open_model(path: Path) -> Predict:
+def open_model(path: Path, *, mirror: bool = True) -> Predict:
     """A function from (n, 48, 48) uint8 faces to (n,) class indices, by a `.keras` or `.tflite` file."""
     if path.suffix == ".tflite":
         from maskfer_edge.classifier import open_classifier
 
-        classifier = open_classifier(path)
+        classifier = open_classifier(path, mirror=mirror)
         return lambda images: np.array([int(classifier(face).argmax()) for face in images])
     if path.suffix != ".keras":
         raise InputError(f"{path} is neither a .keras nor a .tflite file")
@@ -128,7 +131,10 @@ def open_model(path: Path) -> Predict:
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
     def predict(images: UInt8Array) -> Indices:
-        scores = network.predict(images[..., None].astype(np.float32), batch_size=256, verbose=0)
+        faces = images[..., None].astype(np.float32)
+        scores = network.predict(faces, batch_size=256, verbose=0)
+        if mirror:
+            scores = scores + network.predict(faces[:, :, ::-1], batch_size=256, verbose=0)
         return np.asarray(scores.argmax(axis=1), dtype=np.int64)
 
     return predict

@@ -202,6 +202,11 @@ def fit(
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)), checkpoint]
     if settings.arch == "paper":
         callbacks.append(_plateau(model, history, settings.learning_rate))
+    else:
+        # validates and keeps the running mean of the weights; goes first, so that all others see it
+        averaging = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        averaging._ema_weights_in_model = bool(history)  # as last.keras was kept
+        callbacks.insert(0, averaging)
     if done < settings.epochs:
         model.fit(
             batches,
@@ -272,7 +277,7 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     schedule = keras.optimizers.schedules.CosineDecay(
         1e-5, settings.epochs * steps - warm_up, alpha=0.002, warmup_target=settings.learning_rate, warmup_steps=warm_up
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
     optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(label_smoothing=0.1), metrics=["accuracy"])
 

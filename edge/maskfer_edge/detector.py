@@ -108,5 +108,5 @@ DETECTORS = {"haar": HaarDetector}
 def open_detector(name: str) -> Detector:
     """A detector by its name. Raises InputError if there is none of that name."""
     if name not in DETECTORS:
-        raise InputError(f"unknown detector {name!r}; there are {', '.join(DETECTORS)}")
+        raise InputError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
     return DETECTORS[name]()

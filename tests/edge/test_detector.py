@@ -66,7 +66,7 @@ def test_a_detector_opens_by_name():
 
 
 def test_an_unknown_detector_is_refused_with_the_names():
-    with pytest.raises(InputError, match="'yolo'; there are haar"):
+    with pytest.raises(InputError, match="'yolo'; known: haar"):
         open_detector("yolo")
 
 

@@ -108,6 +108,11 @@ def manifest(dataset: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} is damaged; build the data set again") from None
 
 
+def record_name(record: dict[str, Any]) -> str:
+    """The name that a manifest's record has in `PictureSet.names`."""
+    return f"{record['class']}/{record['stem']}"
+
+
 def read_part(dataset: Path, part: str, split: str) -> PictureSet:
     """Read one part (masked or bare) of one split (train or test), preprocessed.
 

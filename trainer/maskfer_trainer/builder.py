@@ -22,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from maskfer_edge.contract import UInt8Array
-from maskfer_edge.dataset import CLASS_FOLDERS, PICTURE_SUFFIXES, decode
+from maskfer_edge.dataset import CLASS_FOLDERS, PICTURE_SUFFIXES, SPLITS, decode
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import check_space
+from maskfer_trainer.draw import drawn_number
 from maskfer_trainer.landmarks import LandmarkPredictor, check_installed
 from maskfer_trainer.masks import KINDS, draw_mask
 from maskfer_trainer.placement import Wearing, find_pivots, put_on
@@ -233,8 +234,7 @@ def _run_worker(photo: Photograph) -> Record:
 
 def _draw_wearing(path: str, settings: BuildSettings) -> tuple[str, Wearing]:
     """Choose the mask of one picture, by seed and path alone."""
-    digest = hashlib.sha256(f"mask {settings.seed} {path}".encode()).digest()
-    random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    random = np.random.default_rng(drawn_number("mask", settings.seed, path))
     kind = settings.kinds[int(random.integers(len(settings.kinds)))]
     ridge = round(float(random.uniform(*RIDGE_RANGE)), 3)
     brightness = round(float(random.uniform(*BRIGHTNESS_RANGE)), 3)
@@ -257,7 +257,7 @@ def _finish(
         record["in_train"] = record["split"] == "test" and record["pixels_sha256"] in in_train
     counts = {
         split: {name: sum(r["split"] == split and r["class"] == name for r in kept) for name in CLASS_FOLDERS}
-        for split in ("train", "test")
+        for split in SPLITS
     }
     empty = [f"{split}/{name}" for split, by_class in counts.items() for name, n in by_class.items() if n == 0]
     if empty:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_fscore_support
 
 from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array
-from maskfer_edge.dataset import PARTS, PictureSet, manifest, read_part
+from maskfer_edge.dataset import PARTS, PictureSet, manifest, read_part, record_name
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import read_bytes, whole_file, write_whole
+from maskfer_trainer.keras_file import predict_scores
 
 Indices = npt.NDArray[np.int64]
 Predict = Callable[[UInt8Array], Indices]
@@ -96,7 +97,7 @@ def evaluate(model: Path, dataset: Path, out: Path | None = None, *, mirror: boo
     if out is not None and out.exists():
         raise OutputError(f"{out} is already there; name another folder")
     predict = open_model(model, mirror=mirror)
-    in_train = {f"{r['class']}/{r['stem']}" for r in manifest(dataset) if r["split"] == "test" and r["in_train"]}
+    in_train = {record_name(r) for r in manifest(dataset) if r["split"] == "test" and r["in_train"]}
     parts = {part: part_figures(read_part(dataset, part, "test"), predict, in_train) for part in PARTS}
     evaluation = Evaluation(str(model), mirror, str(dataset), parts)
     if out is not None:
@@ -130,14 +131,7 @@ def open_model(path: Path, *, mirror: bool = True) -> Predict:
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
-    def predict(images: UInt8Array) -> Indices:
-        faces = images[..., None].astype(np.float32)
-        scores = network.predict(faces, batch_size=256, verbose=0)
-        if mirror:
-            scores = scores + network.predict(faces[:, :, ::-1], batch_size=256, verbose=0)
-        return np.asarray(scores.argmax(axis=1), dtype=np.int64)
-
-    return predict
+    return lambda images: predict_scores(network, images, mirror=mirror).argmax(axis=1)
 
 
 def part_figures(pictures: PictureSet, predict: Predict, in_train: set[str]) -> PartFigures:

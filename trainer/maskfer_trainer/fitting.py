@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.dataset import PictureSet, dataset_info, manifest, read_part
+from maskfer_edge.dataset import PictureSet, dataset_info, manifest, read_part, record_name
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import read_bytes, whole_file, write_whole
 from maskfer_trainer.augment import augment
 from maskfer_trainer.curves import draw_curves
-from maskfer_trainer.keras_file import embed_metadata
+from maskfer_trainer.draw import drawn_share
+from maskfer_trainer.keras_file import embed_metadata, predict_scores
 from maskfer_trainer.networks import ARCHITECTURES
 
 History = list[dict[str, float]]
@@ -236,25 +237,19 @@ def fit(
 
 def validation_part(masked: PictureSet, dataset: Path, settings: FitSettings) -> npt.NDArray[np.bool_]:
     """Which training faces are kept for validation: (n,) bool, by seed and hash of the bare pixels."""
-    pixels = {f"{r['class']}/{r['stem']}": r["pixels_sha256"] for r in manifest(dataset) if r["split"] == "train"}
+    pixels = {record_name(r): r["pixels_sha256"] for r in manifest(dataset) if r["split"] == "train"}
     absent = [name for name in masked.names if name not in pixels]
     if absent:
         raise InputError(f"{dataset} holds a picture that its manifest does not name, {absent[0]}; build it again")
-
-    def share(name: str) -> float:
-        digest = hashlib.sha256(f"validation {settings.seed} {pixels[name]}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    return np.array([share(name) < settings.validation_share for name in masked.names])
+    shares = [drawn_share("validation", settings.seed, pixels[name]) for name in masked.names]
+    return np.array(shares) < settings.validation_share
 
 
 def _soft_targets(teacher: Path, bare: PictureSet) -> FloatArray:
     """(n, 7) float32: the teacher's scores, mean of each bare face and its mirror image."""
     try:
         network = keras.models.load_model(teacher, compile=False)
-        images = bare.images[..., None].astype(np.float32)
-        scores = [network.predict(faces, batch_size=256, verbose=0) for faces in (images, images[:, :, ::-1])]
-        return np.asarray(np.mean(scores, axis=0), dtype=np.float32).reshape(len(bare), len(LABELS))
+        return predict_scores(network, bare.images, mirror=True).reshape(len(bare), len(LABELS))
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{teacher} cannot teach: {' '.join(str(error).split())[:150]}") from error
 

@@ -1,4 +1,4 @@
-"""The `.keras` file and what it says of itself: `maskfer.json` inside the archive."""
+"""The `.keras` file: what it says of itself (`maskfer.json` inside the archive), and its scores of faces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.files import whole_file
 
 METADATA_NAME = "maskfer.json"
@@ -23,3 +26,18 @@ def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None
             if entry.filename != METADATA_NAME:
                 new.writestr(entry, old.read(entry))
         new.writestr(zipfile.ZipInfo(METADATA_NAME, (1980, 1, 1, 0, 0, 0)), json.dumps(metadata, indent=2))
+
+
+def predict_scores(network: Any, images: UInt8Array, *, mirror: bool) -> FloatArray:
+    """Scores of a loaded Keras network: (n, 7) float32 for (n, 48, 48) uint8 grey faces.
+
+    Args:
+        network: A `keras.Model` of the contract's shapes.
+        images: The faces.
+        mirror: Whether to give the mean of each face and its mirror image.
+    """
+    faces = images[..., None].astype(np.float32)
+    scores = network.predict(faces, batch_size=256, verbose=0)
+    if mirror:
+        scores = (scores + network.predict(faces[:, :, ::-1], batch_size=256, verbose=0)) / 2
+    return np.asarray(scores, dtype=np.float32)

@@ -13,6 +13,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import CLASS_FOLDERS, SPLITS
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
+from maskfer_trainer.draw import drawn_share
 
 # A plain <class>/ layout is split so that one picture in six is tested on.
 TEST_SHARE = 1 / 6
@@ -101,7 +102,8 @@ class PhotoSource:
                 unknown.add("/".join(file.parts[: len(file.parts) - len(class_parts) + 1]))
                 continue
             label = CLASS_FOLDERS.index(class_parts[0].lower())
-            found.append((file, split or self._drawn_split(str(file), seed), label))
+            drawn = "test" if drawn_share("split", seed, str(file)) < TEST_SHARE else "train"
+            found.append((file, split or drawn, label))
         if unknown:
             raise InputError(
                 f"{self.root} holds folders that are no class: {_some(sorted(unknown))}; "
@@ -140,11 +142,6 @@ class PhotoSource:
                     f"with the classes {', '.join(CLASS_FOLDERS)}"
                 )
             depth += 1
-
-    @staticmethod
-    def _drawn_split(path: str, seed: int) -> str:
-        digest = hashlib.sha256(f"split {seed} {path}".encode()).digest()
-        return "test" if int.from_bytes(digest[:8], "big") / 2**64 < TEST_SHARE else "train"
 
 
 def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]:

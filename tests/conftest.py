@@ -6,9 +6,11 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,16 +40,53 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def astronaut() -> np.ndarray:
-    """The public-domain portrait's face: (128, 128, 3) uint8, B,G,R."""
+def portrait() -> np.ndarray:
+    """The whole public-domain portrait, whose one face `astronaut` shows: (512, 512, 3) uint8, B,G,R."""
     from skimage.data import astronaut
 
-    return np.ascontiguousarray(astronaut()[60:188, 160:288, ::-1])
+    return np.ascontiguousarray(astronaut()[..., ::-1])
+
+
+@pytest.fixture(scope="session")
+def astronaut(portrait: np.ndarray) -> np.ndarray:
+    """The public-domain portrait's face: (128, 128, 3) uint8, B,G,R."""
+    return portrait[60:188, 160:288].copy()
 
 
 @pytest.fixture(scope="session")
 def grey_face(astronaut: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(astronaut, cv2.COLOR_BGR2GRAY)
+
+
+@pytest.fixture(scope="session")
+def astronaut_landmarks(grey_face: np.ndarray) -> np.ndarray:
+    """(68, 2) float32 pixels of `astronaut`."""
+    from maskfer_trainer.landmarks import LandmarkPredictor
+
+    return LandmarkPredictor()(grey_face)
+
+
+@pytest.fixture(scope="session")
+def make_landmarks() -> Callable[..., np.ndarray]:
+    """A factory of the landmarks of a simple 3-D face: (68, 2) float32 pixels.
+
+    Seen from the front, its nose's tip lies on the middle of a square picture, and 0.28 of that
+    picture's side is one face unit. Yaw is positive towards the right of the picture, roll clockwise;
+    both in degrees.
+    """
+    from maskfer_trainer.placement import canonical_landmarks
+
+    def make(side: int = 120, roll: float = 0.0, yaw: float = 0.0) -> np.ndarray:
+        x, y = canonical_landmarks().astype(np.float64).T
+        depth = np.zeros(68)
+        depth[:17] = 0.75 * np.sqrt(1 - (x[:17] / 1.06) ** 2)
+        depth[27:31], depth[36:48], depth[48:] = (0.8, 0.9, 1.02, 1.15), 0.6, 0.85
+        angle, lean = np.radians(yaw), np.radians(roll)
+        x, y = x * np.cos(angle) + depth * np.sin(angle), y - 0.53
+        turned = np.stack([x * np.cos(lean) - y * np.sin(lean), x * np.sin(lean) + y * np.cos(lean)], axis=1)
+        return (0.28 * side * turned + (side - 1) / 2).astype(np.float32)
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +133,62 @@ def source(tmp_path_factory: pytest.TempPathFactory, make_source: Callable[..., 
 
 
 @pytest.fixture(scope="session")
+def odd_files(astronaut: np.ndarray) -> dict[str, bytes]:
+    """`astronaut` in the rarer kinds of picture files, by file name; all look alike when decoded well."""
+    from PIL import Image
+
+    upright = Image.fromarray(astronaut[..., ::-1])
+    frame = Image.new("RGB", upright.size, "red")
+    rotated = upright.transpose(Image.Transpose.ROTATE_90)  # as a camera held upright stores it
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned clockwise
+    corner = upright.convert("RGBA")
+    corner.paste((255, 0, 255, 0), (0, 0, 20, 20))
+
+    def saved(picture: Image.Image, kind: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        return file.getvalue()
+
+    moving = {"save_all": True, "append_images": [frame], "duration": 100}
+    files = {
+        "moving.png": saved(upright, "PNG", **moving),
+        "moving.webp": saved(upright, "WEBP", lossless=True, **moving),
+        "two-pages.tif": saved(upright, "TIFF", save_all=True, append_images=[frame]),
+        "16-bit.png": cv2.imencode(".png", astronaut.astype(np.uint16) * 257)[1].tobytes(),
+        "16-bit.tif": cv2.imencode(".tif", astronaut.astype(np.uint16) * 257)[1].tobytes(),
+        "cmyk.jpg": saved(upright.convert("CMYK"), "JPEG", quality=95),
+        "progressive.jpeg": saved(upright, "JPEG", quality=95, progressive=True),
+        "palette.png": saved(upright.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+        "turned.jpg": saved(rotated, "JPEG", quality=95, exif=exif),
+        "transparent.png": saved(corner, "PNG"),
+        "UPPER.BMP": saved(upright, "BMP"),
+    }
+    if tuple(map(int, cv2.__version__.split(".")[:2])) < (4, 11):
+        del files["moving.webp"]  # which OpenCV cannot read yet
+    return files
+
+
+@pytest.fixture
+def one_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads the 100 MB of the landmark model once a run, not once for each setting."""
+    from maskfer_trainer import faces
+
+    monkeypatch.setattr(faces, "LandmarkPredictor", loaded_predictor)
+
+
+@lru_cache
+def loaded_predictor() -> Any:
+    from maskfer_trainer.landmarks import LandmarkPredictor
+
+    return LandmarkPredictor()
+
+
+@pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     """The data set of `source`, seed 0, built in one process."""
-    from maskfer_trainer.builder import BuildSettings, build_dataset
+    from maskfer_trainer.builder import build_dataset
+    from maskfer_trainer.picture import BuildSettings
 
     out = tmp_path_factory.mktemp("dataset") / "masked"
     build_dataset(source, out, BuildSettings(), workers=1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskfer_edge.contract import UInt8Array
-from maskfer_edge.dataset import PICTURE_SUFFIXES, read_picture
+from maskfer_edge.decoding import PICTURE_SUFFIXES, read_picture
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import CameraError, DependencyError, InputError
 

@@ -105,7 +105,7 @@ def predict_command(
     Exit status 1 if a picture cannot be read, or no face is found in any.
     """
     from maskfer_edge.classifier import open_classifier
-    from maskfer_edge.dataset import read_picture
+    from maskfer_edge.decoding import read_picture
     from maskfer_edge.detector import Detection, FakeDetector, open_detector
     from maskfer_edge.loop import Pipeline
     from maskfer_edge.quiet import quiet_native_libraries

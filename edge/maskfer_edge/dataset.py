@@ -1,7 +1,7 @@
 """The layout of a data set that `trainer build-dataset` makes, and how pictures are read from it.
 
     DATASET/dataset.json            settings, counts, hash of the source
-    DATASET/manifest.jsonl          one line a picture
+    DATASET/manifest.jsonl          one line a masked face
     DATASET/{masked,bare}/{train,test}/<class>/<picture>
 
 It stands in the edge package because trainer and converter both read it and may not import each other.
@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array, preprocess_whole
-from maskfer_edge.dependencies import cv2
+from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array, preprocess
+from maskfer_edge.decoding import read_picture
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 
 CLASS_FOLDERS = tuple(label.lower() for label in LABELS)
 PARTS = ("masked", "bare")
 SPLITS = ("train", "test")
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# no .gif: only from 4.12 on can OpenCV read it as a picture; as a source of frames it is a video
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class PictureSet:
     Attributes:
         images: (n, 48, 48) uint8 grey, 0 to 255.
         labels: (n,) int64, indices into `contract.LABELS`.
-        names: n strings ``<class>/<stem>``, the same for a face's masked and bare picture.
+        names: n strings ``<class>/<stem>``, one a masked face, the same for its bare picture.
     """
 
     images: UInt8Array
@@ -49,31 +49,6 @@ class PictureSet:
         """The pictures at `indices` (integers, or booleans as a mask), in that order."""
         chosen = np.arange(len(self))[indices]
         return PictureSet(self.images[chosen], self.labels[chosen], tuple(self.names[int(i)] for i in chosen))
-
-
-def decode(data: bytes, name: str) -> UInt8Array:
-    """Decode a picture file's bytes.
-
-    Returns:
-        (height, width, 3) uint8 in B,G,R order, turned as its EXIF orientation says.
-
-    Raises:
-        InputError: If the bytes are no whole picture.
-    """
-    if not data:
-        raise InputError(f"{name} is empty (0 bytes)")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    if image is None:
-        raise InputError(f"{name} is not a picture that can be read (damaged, or not JPEG, PNG, BMP or WebP)")
-    return np.asarray(image, dtype=np.uint8)
-
-
-def read_picture(path: Path) -> UInt8Array:
-    """Read a picture file: (height, width, 3) uint8, B,G,R. Raises InputError as `decode` does."""
-    return decode(read_bytes(path), str(path))
 
 
 def dataset_info(dataset: Path) -> dict[str, Any]:
@@ -96,7 +71,7 @@ def dataset_info(dataset: Path) -> dict[str, Any]:
 
 
 def manifest(dataset: Path) -> list[dict[str, Any]]:
-    """The records of ``manifest.jsonl``, one a picture, in the manifest's order.
+    """The records of ``manifest.jsonl``, one a masked face, in the manifest's order.
 
     Raises:
         InputError: If it is missing or a line of it is damaged.
@@ -116,23 +91,26 @@ def record_name(record: dict[str, Any]) -> str:
 def read_part(dataset: Path, part: str, split: str) -> PictureSet:
     """Read one part (masked or bare) of one split (train or test), preprocessed.
 
+    Both parts have the same faces in the same order: a face with several masked pictures has as many
+    times its bare one.
+
     Raises:
         InputError: If the part is not there, a class has no pictures, or a picture is damaged.
     """
-    root = dataset / part / split
-    if not root.is_dir():
-        raise InputError(f"{root} is not there; build the data set again with both parts")
+    records = [record for record in manifest(dataset) if record["split"] == split]
+    if any("box" not in record for record in records):
+        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    key = "picture" if part == "masked" else "bare"
+    if any(key not in record for record in records):
+        raise InputError(f"{dataset} holds no {part} pictures; build it again with them (--keep-bare)")
+    of_class = {name: [r for r in records if r["class"] == name] for name in CLASS_FOLDERS}
     images, labels, names = [], [], []
     for label, folder in enumerate(CLASS_FOLDERS):
-        # by stem, as a face's masked and bare picture differ in suffix
-        paths = sorted(
-            (p for p in (root / folder).glob("*") if p.suffix.lower() in PICTURE_SUFFIXES), key=lambda p: p.stem
-        )
-        if not paths:
-            raise InputError(f"{root / folder} holds no pictures; all seven classes are needed")
-        for path in paths:
-            images.append(preprocess_whole(read_picture(path)))
+        if not of_class[folder]:
+            raise InputError(f"{dataset / part / split / folder} holds no pictures; all seven classes are needed")
+        for record in sorted(of_class[folder], key=lambda record: str(record["stem"])):
+            images.append(preprocess(read_picture(dataset / record[key]), tuple(record["box"])))
             labels.append(label)
-            names.append(f"{folder}/{path.stem}")
+            names.append(record_name(record))
     stacked = np.stack(images).reshape(-1, INPUT_SIZE, INPUT_SIZE)
     return PictureSet(stacked, np.asarray(labels, dtype=np.int64), tuple(names))

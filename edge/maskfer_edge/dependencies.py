@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from maskfer_edge.errors import DependencyError
 
 # Damaged pictures and videos are reported by us, in one line; must stand in the environment before the import.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
+os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
+# A file of a kilobyte may claim to hold gigabytes of pixels; 64 megapixels are the largest photographs of phones.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 26))
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 try:

@@ -4,7 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.dataset import CLASS_FOLDERS, PictureSet, dataset_info, decode, manifest, read_part, read_picture
+from maskfer_edge.contract import preprocess
+from maskfer_edge.dataset import CLASS_FOLDERS, PictureSet, dataset_info, manifest, read_part
+from maskfer_edge.decoding import decode, read_picture
 from maskfer_edge.errors import InputError
 
 
@@ -12,13 +14,31 @@ def encoded(suffix=".png", shape=(40, 30, 3)):
     return cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))[1].tobytes()
 
 
-def small_dataset(root, per_class=2):
+def small_dataset(root, per_class=2, **changes):
+    """Blank pictures of 48 pixels, bare ones brighter by 100; `changes` go into every record."""
+    records = []
     for label, folder in enumerate(CLASS_FOLDERS):
-        (root / "masked" / "train" / folder).mkdir(parents=True)
-        for number in range(per_class):
+        for part in ("masked", "bare"):
+            (root / part / "train" / folder).mkdir(parents=True)
+        for number in reversed(range(per_class)):
             picture = np.full((48, 48), 10 * label + number, np.uint8)
-            cv2.imwrite(str(root / "masked" / "train" / folder / f"{number}.png"), picture)
+            name = f"train/{folder}/{number}.png"
+            paths = {"picture": f"masked/{name}", "bare": f"bare/{name}"}
+            cv2.imwrite(str(root / paths["picture"]), picture)
+            cv2.imwrite(str(root / paths["bare"]), picture + 100)
+            records.append(
+                {"split": "train", "class": folder, "stem": str(number), **paths, "box": [0, 0, 48, 48], **changes}
+            )
+    write_manifest(root, records)
     return root
+
+
+def write_manifest(root, records):
+    (root / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def without(records, *keys):
+    return [{key: value for key, value in record.items() if key not in keys} for record in records]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
@@ -75,7 +95,7 @@ def test_dataset_info_refuses_a_missing_or_damaged_json(tmp_path, content):
 
 def test_manifest_keeps_the_order(tmp_path):
     records = [{"picture": name} for name in "cab"]
-    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_manifest(tmp_path, records)
     assert manifest(tmp_path) == records
 
 
@@ -100,15 +120,70 @@ def test_read_part_gives_labels(tmp_path):
     assert read_part(small_dataset(tmp_path, 1), "masked", "train").labels.tolist() == list(range(7))
 
 
-def test_read_part_refuses_a_missing_part(tmp_path):
-    with pytest.raises(InputError, match="bare/train is not there"):
-        read_part(small_dataset(tmp_path), "bare", "train")
+def test_both_parts_have_the_same_names(tmp_path):
+    small_dataset(tmp_path)
+    masked, bare = (read_part(tmp_path, part, "train") for part in ("masked", "bare"))
+    assert masked.names == bare.names
+    np.testing.assert_array_equal(bare.images, masked.images + 100)
+
+
+def test_read_part_repeats_the_bare_picture_of_several_masked_ones(tmp_path):
+    records = manifest(small_dataset(tmp_path, 1))
+    write_manifest(tmp_path, [*({**record, "stem": "0~1"} for record in records), *records])
+    bare = read_part(tmp_path, "bare", "train")
+    assert bare.names[:3] == ("angry/0", "angry/0~1", "disgust/0")
+    np.testing.assert_array_equal(bare.images[::2], bare.images[1::2])
+
+
+@pytest.mark.parametrize("box", [[30, 10, 40, 40], [-20, -20, 40, 40], [60, 60, 80, 80]])
+def test_read_part_gives_the_crops_of_the_boxes(tmp_path, box):
+    records = manifest(small_dataset(tmp_path, 1, box=box))
+    picture = np.random.default_rng(0).integers(0, 256, (90, 100, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / records[0]["picture"]), picture)
+    np.testing.assert_array_equal(read_part(tmp_path, "masked", "train").images[0], preprocess(picture, box))
+
+
+def test_read_part_passes_over_the_other_split(tmp_path):
+    records = manifest(small_dataset(tmp_path))
+    write_manifest(tmp_path, [*records, {**records[0], "split": "test", "stem": "other"}])
+    assert "angry/other" not in read_part(tmp_path, "masked", "train").names
+
+
+def test_read_part_goes_by_the_manifest_not_the_folder(tmp_path):
+    records = manifest(small_dataset(tmp_path))
+    cv2.imwrite(str(tmp_path / "masked/train/angry/added.png"), np.zeros((48, 48), np.uint8))
+    assert len(read_part(tmp_path, "masked", "train")) == len(records)
+
+
+def test_read_part_refuses_bare_pictures_that_were_not_kept(tmp_path):
+    write_manifest(tmp_path, without(manifest(small_dataset(tmp_path)), "bare"))
+    assert len(read_part(tmp_path, "masked", "train")) == 14
+    with pytest.raises(InputError, match=r"holds no bare pictures; .*--keep-bare"):
+        read_part(tmp_path, "bare", "train")
 
 
 def test_read_part_refuses_a_class_without_pictures(tmp_path):
-    small_dataset(tmp_path, 1)
-    (tmp_path / "masked" / "train" / "fear" / "0.png").unlink()
-    with pytest.raises(InputError, match="fear holds no pictures"):
+    records = manifest(small_dataset(tmp_path, 1))
+    write_manifest(tmp_path, [record for record in records if record["class"] != "fear"])
+    with pytest.raises(InputError, match=r"fear holds no pictures"):
+        read_part(tmp_path, "masked", "train")
+
+
+def test_read_part_refuses_an_empty_split(tmp_path):
+    with pytest.raises(InputError, match=r"test/angry holds no pictures"):
+        read_part(small_dataset(tmp_path), "masked", "test")
+
+
+def test_read_part_names_a_picture_that_is_gone(tmp_path):
+    (small_dataset(tmp_path) / "masked/train/fear/0.png").unlink()
+    with pytest.raises(InputError, match=r"fear/0\.png cannot be read"):
+        read_part(tmp_path, "masked", "train")
+
+
+def test_read_part_refuses_a_data_set_of_the_first_version(tmp_path):
+    """Its records have no boxes."""
+    write_manifest(tmp_path, without(manifest(small_dataset(tmp_path)), "box"))
+    with pytest.raises(InputError, match=r"build .*again"):
         read_part(tmp_path, "masked", "train")
 
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.dataset import decode
+from maskfer_edge.decoding import decode
 from maskfer_edge.detector import HaarDetector
 
 ARCHIVE = Path(os.environ.get("MASKFER_DATA", Path(__file__).parents[2] / "../shared/data")) / "fer2013.zip"

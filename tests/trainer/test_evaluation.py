@@ -167,6 +167,34 @@ def test_a_data_set_without_manifest_is_refused(tmp_path, dataset, keras_model):
         evaluate(keras_model, copy)
 
 
+def change_records(dataset: Path, copy: Path, change) -> Path:
+    """A copy of a data set, each record of its manifest changed."""
+    shutil.copytree(dataset, copy)
+    records = [change(json.loads(line)) for line in (dataset / "manifest.jsonl").read_text().splitlines()]
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return copy
+
+
+def test_a_data_set_without_bare_pictures_says_how_to_get_them(tmp_path, dataset, keras_model):
+    def without_bare(record):
+        return {key: value for key, value in record.items() if key != "bare"}
+
+    with pytest.raises(InputError, match="--keep-bare"):
+        evaluate(keras_model, change_records(dataset, tmp_path / "data", without_bare))
+
+
+@pytest.mark.parametrize(("mark", "duplicates"), [("in_train", 3), ("near_train", 0)])
+def test_only_pixel_for_pixel_copies_count_as_standing_in_train(tmp_path, dataset, keras_model, mark, duplicates):
+    def marked(record):
+        said = {"in_train": "", "near_train": ""}
+        if (record["split"], record["class"]) == ("test", "sad"):
+            said[mark] = "train/sad/0.png"
+        return {**record, **said}
+
+    found = evaluate(keras_model, change_records(dataset, tmp_path / "data", marked)).parts["masked"]
+    assert (found.pictures, found.duplicates) == (21, duplicates)
+
+
 @pytest.mark.parametrize(("mirror", "expected"), [(False, 1), (True, 0)])
 def test_the_mirror_image_counts_unless_told_otherwise(tmp_path, mirror, expected):
     import keras

@@ -169,22 +169,45 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def make_twins(tmp_path: Path, dataset: Path) -> Path:
-    """The data set with two training faces of sad that share their pixels, for every seed to keep together."""
-    copy = shutil.copytree(dataset, tmp_path / "twins")
-    records = [json.loads(line) for line in (copy / "manifest.jsonl").read_text().splitlines()]
-    sad = [r for r in records if r["class"] == "sad" and r["split"] == "train"]
-    sad[1]["pixels_sha256"] = sad[0]["pixels_sha256"]
-    (copy / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+def with_records(dataset: Path, copy: Path, change) -> Path:
+    """A copy of a data set with other records in its manifest."""
+    shutil.copytree(dataset, copy)
+    records = [json.loads(line) for line in (dataset / "manifest.jsonl").read_text().splitlines()]
+    (copy / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in change(records)))
     return copy
 
 
+def make_twins(records):
+    """Two training faces of sad share their pixels, for every seed to keep together."""
+    sad = [r for r in records if r["class"] == "sad" and r["split"] == "train"]
+    sad[1]["pixels_sha256"] = sad[0]["pixels_sha256"]
+    return records
+
+
+def add_variants(records):
+    """Each training face has a second masked picture, here the same one."""
+    return [*records, *({**r, "variant": 1, "stem": f"{r['stem']}~1"} for r in records if r["split"] == "train")]
+
+
+def drop_bare(records):
+    return [{key: value for key, value in record.items() if key != "bare"} for record in records]
+
+
 def test_copies_of_a_picture_stand_on_one_side(tmp_path, dataset):
-    twins = make_twins(tmp_path, dataset)
+    twins = with_records(dataset, tmp_path / "twins", make_twins)
     masked = read_part(twins, "masked", "train")
     first, second = masked.names.index("sad/0"), masked.names.index("sad/1")
     parts = [validation_part(masked, twins, settings(seed=seed, validation_share=0.5)) for seed in range(12)]
     assert {(bool(part[first]), bool(part[second])) for part in parts} == {(False, False), (True, True)}
+
+
+def test_variants_of_a_picture_stand_on_one_side(tmp_path, dataset):
+    several = with_records(dataset, tmp_path / "several", add_variants)
+    masked = read_part(several, "masked", "train")
+    part = dict(zip(masked.names, validation_part(masked, several, settings(validation_share=0.5)), strict=True))
+    assert len(part) == 2 * 49
+    assert 0 < sum(part.values()) < 2 * 49
+    assert all(part[name] == part[f"{name}~1"] for name in part if "~" not in name)
 
 
 def test_the_validation_part_has_about_its_share(dataset):
@@ -194,10 +217,30 @@ def test_the_validation_part_has_about_its_share(dataset):
 
 
 def test_a_picture_that_the_manifest_lacks_is_named(tmp_path, dataset):
-    copy = shutil.copytree(dataset, tmp_path / "data")
-    shutil.copy(copy / "masked/train/sad/0.png", copy / "masked/train/sad/added.png")
-    with pytest.raises(InputError, match="sad/added"):
-        validation_part(read_part(copy, "masked", "train"), copy, settings())
+    fewer = with_records(
+        dataset, tmp_path / "fewer", lambda r: [one for one in r if one["source"] != "train/sad/3.png"]
+    )
+    with pytest.raises(InputError, match="sad/3"):
+        validation_part(read_part(dataset, "masked", "train"), fewer, settings())
+
+
+def test_variants_are_trained_on_beside_their_bare_picture(tiny_networks, tmp_path, dataset):
+    several = with_records(dataset, tmp_path / "several", add_variants)
+    fit(several, tmp_path / "run", settings(epochs=1, bare_share=0.5), verbose=0)
+    with zipfile.ZipFile(tmp_path / "run/model.keras") as archive:
+        said = json.loads(archive.read("maskfer.json"))
+    assert said["training_pictures"] + said["validation_pictures"] == 2 * 49
+
+
+def test_masked_pictures_alone_are_enough_without_a_bare_share(tiny_networks, tmp_path, dataset):
+    masked_only = with_records(dataset, tmp_path / "data", drop_bare)
+    shutil.rmtree(masked_only / "bare")
+    assert fit(masked_only, tmp_path / "run", settings(epochs=1, bare_share=0.0), verbose=0).is_file()
+
+
+def test_a_bare_share_of_a_data_set_without_bare_pictures_is_refused(tiny_networks, tmp_path, dataset):
+    with pytest.raises(InputError, match="--keep-bare"):
+        fit(with_records(dataset, tmp_path / "data", drop_bare), tmp_path / "run", settings(), verbose=0)
 
 
 @pytest.mark.parametrize("arch", ["lean", "paper"])

@@ -5,15 +5,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from PIL import Image
 
+from maskfer_edge.dataset import manifest
+from maskfer_trainer import workers
+from maskfer_trainer.builder import BuildReport
 from maskfer_trainer.cli import main
+from maskfer_trainer.masks import KINDS
 
 TRAINER = Path(sys.executable).with_name("trainer")
 
 
+@pytest.fixture
+def green_template(tmp_path_factory) -> Path:
+    """A green rectangle as a mask of a user's own."""
+    path = tmp_path_factory.mktemp("template") / "green.png"
+    cv2.imwrite(str(path), np.full((200, 300, 4), (30, 220, 30, 255), dtype=np.uint8))
+    points = {"nose": [150, 5], "chin": [150, 195], "left-cheek": [5, 60], "right-cheek": [295, 60]}
+    path.with_suffix(".json").write_text(json.dumps(points))
+    return path
+
+
 @pytest.mark.parametrize(
-    ("command", "option"), [("build-dataset", "--mask"), ("fit", "--resume"), ("evaluate", "--json")]
+    ("command", "option"),
+    [("build-dataset", "--mask"), ("masks", "--preview"), ("fit", "--resume"), ("evaluate", "--json")],
 )
 def test_every_command_has_help(run_main, command, option):
     ran = run_main(main, command, "--help")
@@ -23,7 +41,7 @@ def test_every_command_has_help(run_main, command, option):
 
 def test_all_commands_are_listed(run_main):
     ran = run_main(main, "--help")
-    assert all(command in ran.out for command in ("build-dataset", "fit", "evaluate"))
+    assert all(command in ran.out for command in ("build-dataset", "masks", "fit", "evaluate"))
 
 
 def test_the_installed_command_runs():
@@ -33,10 +51,57 @@ def test_the_installed_command_runs():
 
 def test_build_dataset_prints_its_report_as_json(run_main, make_source, tmp_path):
     source = make_source(tmp_path / "faces", train=1, test=1)
-    ran = run_main(main, "build-dataset", source, tmp_path / "out", "--mask", "cloth-red", "--json", "--workers", 1)
+    ran = run_main(main, "build-dataset", source, tmp_path / "out", "--mask", "cloth", "--json", "--workers", 1)
     assert ran.code == 0
     assert json.loads(ran.out)["pictures"] == 14
     assert ran.err == ""
+
+
+def test_build_dataset_takes_all_its_options(run_main, make_source, green_template, tmp_path):
+    source = make_source(tmp_path / "faces", train=1, test=1)
+    ran = run_main(
+        main, "build-dataset", source, tmp_path / "out", "--mask", "cloth", "--mask", "kn95",
+        "--template", green_template, "--worn", "properly", "--worn", "chin", "--variants", 3, "--fit", "homography",
+        "--plain", "--protocol", "all", "--faces", "largest", "--no-keep-bare", "--ground-truth", "--coco", "--seed", 5,
+        "--workers", 1, "--json",
+    )  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out)["pictures"] == 7 * (3 + 1)
+    said = json.loads((tmp_path / "out/dataset.json").read_text())
+    expected = {
+        "kinds": ["cloth", "kn95"], "worn": ["properly", "chin"], "variants": 3, "fit": "homography", "plain": True,
+        "protocol": "all", "faces": "largest", "keep_bare": False, "ground_truth": True, "coco": True, "seed": 5,
+    }  # fmt: skip
+    assert {name: said[name] for name in expected} == expected
+    assert list(said["templates"]) == ["green"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "masked", "truth", "manifest.jsonl", "dataset.json", "skipped.csv", "contact-sheet.png", "coco-train.json",
+        "coco-test.json",
+    }  # fmt: skip
+
+
+def test_build_dataset_uses_all_kinds_unless_told_otherwise(run_main, make_source, tmp_path):
+    source = make_source(tmp_path / "faces", train=1, test=1)
+    run_main(main, "build-dataset", source, tmp_path / "out", "--workers", 1)
+    said = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert said["kinds"] == list(KINDS)
+    assert (said["worn"], said["variants"], said["fit"], said["keep_bare"]) == (["properly"], 1, "mesh", True)
+
+
+def test_a_template_alone_is_the_only_kind(run_main, make_source, green_template, tmp_path):
+    source = make_source(tmp_path / "faces", train=1, test=1)
+    run_main(main, "build-dataset", source, tmp_path / "out", "--template", green_template, "--workers", 1)
+    assert {record["mask"]["kind"] for record in manifest(tmp_path / "out")} == {"green"}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [([], "marked in the manifest; --dedupe leaves them out"), (["--dedupe"], "left out")]
+)
+def test_build_dataset_says_what_becomes_of_duplicates(run_main, monkeypatch, tmp_path, options, said):
+    report = BuildReport(30, 3, {"blank": 3}, {}, 2, 4, 1.5)
+    monkeypatch.setattr("maskfer_trainer.builder.build_dataset", lambda *_: report)
+    ran = run_main(main, "build-dataset", tmp_path, tmp_path / "out", *options)
+    assert f"2 test faces also stand in train, 4 more with small changes ({said})" in ran.out
 
 
 def test_build_dataset_says_what_it_did(run_main, make_source, tmp_path):
@@ -45,6 +110,52 @@ def test_build_dataset_says_what_it_did(run_main, make_source, tmp_path):
     ran = run_main(main, "build-dataset", source, tmp_path / "out")
     assert "14 faces masked" in ran.out
     assert "skipped 1 × is empty" in ran.out
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_masks_lists_every_kind(run_main, green_template, own):
+    ran = run_main(main, "masks", *(["--template", green_template] if own else []))
+    assert (ran.code, ran.err) == (0, "")
+    assert [line.split()[0] for line in ran.out.splitlines()] == [*KINDS, *(["green"] if own else [])]
+    assert all(kind.about in ran.out for kind in KINDS.values())
+
+
+def test_masks_writes_a_preview(run_main, tmp_path):
+    ran = run_main(main, "masks", "--preview", tmp_path / "masks.png")
+    assert f"look at {tmp_path / 'masks.png'}" in ran.out
+    with Image.open(tmp_path / "masks.png") as preview:
+        assert (preview.format, preview.size) == ("PNG", (4 * 326, 2 * 350))
+    assert [p.name for p in tmp_path.iterdir()] == ["masks.png"]
+
+
+def test_masks_draws_on_a_photograph(run_main, portrait, green_template, tmp_path):
+    cv2.imwrite(str(tmp_path / "portrait.png"), portrait)
+    ran = run_main(
+        main, "masks", "--preview", tmp_path / "on.png", "--on", tmp_path / "portrait.png", "--template", green_template
+    )
+    assert (ran.code, ran.err) == (0, "")
+    with Image.open(tmp_path / "on.png") as preview:
+        assert preview.size == (4 * 326, 3 * 350)
+
+
+def test_masks_keeps_an_existing_file(run_main, tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    ran = run_main(main, "masks", "--preview", tmp_path / "mine.png")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.endswith("is already there; name another output or give --overwrite\n")
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+
+
+def test_masks_replaces_an_existing_file_when_asked(run_main, tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    assert run_main(main, "masks", "--preview", tmp_path / "mine.png", "--overwrite").code == 0
+    assert (tmp_path / "mine.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_photograph_to_draw_on_asks_for_a_preview(run_main, tmp_path):
+    ran = run_main(main, "masks", "--on", tmp_path / "portrait.jpg")
+    assert (ran.code, ran.out) in ((1, ""), (2, ""))
+    assert "--preview" in ran.err
 
 
 def test_evaluate_prints_json(run_main, keras_model, dataset):
@@ -73,7 +184,21 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
     ("arguments", "said"),
     [
         (["build-dataset", "missing", "out"], "missing does not exist"),
-        (["build-dataset", ".", "out", "--mask", "tartan"], "unknown mask kind tartan"),
+        (["build-dataset", ".", "out", "--mask", "tartan"], "unknown mask kind tartan; there are surgical, kn95"),
+        (["build-dataset", ".", "out", "--worn", "sideways"], "unknown way of wearing sideways; there are properly"),
+        (["build-dataset", ".", "out", "--fit", "affine"], "unknown fit affine; there are mesh, homography"),
+        (["build-dataset", ".", "out", "--protocol", "some"], "unknown protocol some; there are all, detected"),
+        (["build-dataset", ".", "out", "--faces", "two"], "unknown choice of faces two; there are largest, all"),
+        (["build-dataset", ".", "out", "--faces", "all"], "--faces all needs --protocol detected"),
+        (["build-dataset", ".", "out", "--variants", "0"], "0 variants make no data set; give 1 or more"),
+        (["build-dataset", ".", "out", "--template", "missing.png"], "missing.png cannot be read"),
+        (["build-dataset", "SOURCE", "out", "--scheduler", "nonsense"], "nonsense is no address of a Dask scheduler"),
+        (["masks", "--preview", "masks.png", "--on", "missing.jpg"], "missing.jpg cannot be read"),
+        (["masks", "--preview", "masks.png", "--on", "text.jpg"], "text.jpg is not a picture"),
+        (["masks", "--preview", "masks.png", "--on", "sky.png"], "sky.png: no face detected; give a photograph"),
+        (["masks", "--preview", "nowhere/masks.png"], "nowhere is not a folder"),
+        (["masks", "--preview", "."], "already there"),
+        (["masks", "--template", "missing.png"], "missing.png cannot be read"),
         (["build-dataset", ".", "."], "already there"),
         (["build-dataset", ".", "out"], "no class folders"),
         (["fit", "missing", "--out", "run"], "missing is not a folder"),
@@ -83,18 +208,23 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
         (["evaluate", "missing.keras", "missing", "--out", "."], "already there"),
     ],
 )
-def test_errors_are_one_line(run_main, monkeypatch, tmp_path, arguments, said):
+def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, portrait, arguments, said):
     monkeypatch.chdir(tmp_path)
-    ran = run_main(main, *arguments)
+    monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
+    Path("text.jpg").write_text("text")
+    cv2.imwrite("sky.png", portrait[:200, 330:])
+    ran = run_main(main, *(source if word == "SOURCE" else word for word in arguments))
     lines = [line for line in ran.err.splitlines() if not line.startswith("Training ")]
     assert (ran.code, ran.out, len(lines)) == (1, "", 1)
     assert lines[0].startswith("trainer: ")
     assert said in lines[0]
+    assert {p.name for p in tmp_path.iterdir()} <= {"text.jpg", "sky.png", "out.partial"}
 
 
 @pytest.mark.parametrize(
     "arguments", [["build-dataset"], ["fit", "data"], ["evaluate", "model.keras"], ["nothing"],
-                  ["build-dataset", "a", "b", "--workers", "-1"]],
+                  ["build-dataset", "a", "b", "--workers", "-1"], ["build-dataset", "a", "b", "--variants", "two"],
+                  ["build-dataset", "a", "b", "--seed", "1.5"], ["masks", "extra"]],
 )  # fmt: skip
 def test_wrong_usage_exits_with_2(run_main, arguments):
     ran = run_main(main, *arguments)
@@ -107,15 +237,29 @@ def test_wrong_usage_exits_with_2(run_main, arguments):
     [
         ("dlib", ["build-dataset", "SOURCE", "OUT"]),
         ("PIL", ["build-dataset", "SOURCE", "OUT"]),
+        ("imagehash", ["build-dataset", "SOURCE", "OUT"]),
+        ("PIL", ["masks"]),
+        ("dlib", ["masks", "--preview", "OUT", "--on", "PHOTOGRAPH"]),
         ("keras", ["fit", "SOURCE", "--out", "OUT"]),
         ("tensorflow", ["fit", "SOURCE", "--out", "OUT"]),
         ("sklearn", ["evaluate", "SOURCE", "OUT"]),
     ],
 )
-def test_a_missing_library_gives_one_line_with_the_remedy(run_without, tmp_path, source, blocked, arguments):
-    given = [{"SOURCE": str(source), "OUT": str(tmp_path / "out")}.get(word, word) for word in arguments]
+def test_a_missing_library_gives_one_line_with_the_remedy(run_without, tmp_path, source, portrait, blocked, arguments):
+    cv2.imwrite(str(tmp_path / "portrait.png"), portrait)
+    places = {"SOURCE": source, "OUT": tmp_path / "out", "PHOTOGRAPH": tmp_path / "portrait.png"}
+    given = [str(places.get(word, word)) for word in arguments]
     ran = run_without(blocked, "trainer", *given)
     assert ran == (1, "", f"trainer: {blocked} is not installed; run: pip install 'maskfer[trainer]'\n")
+
+
+def test_a_missing_dask_gives_the_pip_line_of_its_extra(run_without, tmp_path, source):
+    ran = run_without("distributed", "trainer", "build-dataset", source, tmp_path / "out", "--scheduler", "tcp://h:1")
+    assert ran == (1, "", "trainer: distributed is not installed; run: pip install 'maskfer[cluster]'\n")
+
+
+def test_masks_are_listed_without_dlib(run_without):
+    assert run_without("dlib", "trainer", "masks").code == 0
 
 
 def test_help_needs_no_extra(run_without):

@@ -10,6 +10,8 @@ import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
 from maskfer_edge.dependencies import extra
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import check_free, whole_file
 from maskfer_edge.quiet import quiet_native_libraries
 
 app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
@@ -26,28 +28,101 @@ def build_dataset_command(
     out: Annotated[Path, typer.Argument(help="Folder to make.")],
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--mask", help="Mask kind to use; may be given several times. Default: all."),
+        typer.Option("--mask", help="Mask kind to use (see: trainer masks); may be given several times. Default: all."),
     ] = None,
+    templates: Annotated[
+        list[Path] | None,
+        typer.Option("--template", help="Own mask: PNG with alpha, points in a JSON file beside it. May be repeated."),
+    ] = None,
+    worn: Annotated[
+        list[str] | None,
+        typer.Option(help="properly, under-nose or chin; may be given several times. Default: properly."),
+    ] = None,
+    variants: Annotated[int, typer.Option(help="Masked pictures of each training face; test faces get one.")] = 1,
+    fit: Annotated[str, typer.Option(help="mesh: hugs turned heads too. homography: the paper's.")] = "mesh",
+    plain: Annotated[bool, typer.Option("--plain", help="Masks as drawn: one look, no light of the picture.")] = False,
+    protocol: Annotated[
+        str, typer.Option(help="all: each picture is a face crop. detected: faces are looked for, as in the paper.")
+    ] = "all",
+    faces: Annotated[str, typer.Option(help="With detected faces: largest, or all of a picture.")] = "largest",
+    keep_bare: Annotated[bool, typer.Option(help="Copy the bare pictures too; fit and evaluate need them.")] = True,
+    ground_truth: Annotated[bool, typer.Option("--ground-truth", help="Write what each mask covers, as PNG.")] = False,
+    coco: Annotated[bool, typer.Option("--coco", help="Write boxes and mask outlines as COCO JSON.")] = False,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Leave out test pictures that stand in train, exactly or nearly.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the choice of masks, and of the split where there is none.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Let the workers of this Dask scheduler do it, such as tcp://HOST:8786.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Put a mask on every face of SOURCE (pictures that are face crops) and write a data set."""
+    """Put a mask on every face of SOURCE and write a data set."""
     with extra("trainer"):
-        from maskfer_trainer.builder import BuildSettings, build_dataset
+        from maskfer_trainer.builder import build_dataset
+        from maskfer_trainer.masks import KINDS
+        from maskfer_trainer.picture import BuildSettings
         from maskfer_trainer.progress import progress_bar
+        from maskfer_trainer.templates import load_template
 
-    settings = BuildSettings(tuple(kinds), seed) if kinds else BuildSettings(seed=seed)
+    own = tuple(load_template(path) for path in templates or ())
+    settings = BuildSettings(
+        kinds=tuple(kinds) if kinds else () if own else tuple(KINDS),
+        templates=own,
+        worn=tuple(worn) if worn else ("properly",),
+        fit=fit,
+        plain=plain,
+        variants=variants,
+        protocol=protocol,
+        faces=faces,
+        keep_bare=keep_bare,
+        ground_truth=ground_truth,
+        coco=coco,
+        dedupe=dedupe,
+        seed=seed,
+    )
     with progress_bar("Masking faces") as progress:
-        report = build_dataset(source, out, settings, workers, progress)
+        report = build_dataset(source, out, settings, workers, progress, scheduler)
     if json_:
         print_json(report)
         return
     print_result(f"{report.pictures} faces masked in {report.seconds:.0f} s, {report.skipped} files skipped: {out}")
     for reason, count in report.reasons.items():
         print_result(f"  skipped {count} × {reason}")
-    print_result(f"  {report.duplicates_in_test} test pictures also stand in train (marked in the manifest)")
+    print_result(
+        f"  {report.duplicates_in_test} test faces also stand in train, {report.near_duplicates_in_test} more "
+        f"with small changes ({'left out' if dedupe else 'marked in the manifest; --dedupe leaves them out'})"
+    )
     print_result(f"  look at {out / 'contact-sheet.png'}")
+
+
+@app.command("masks")
+def masks_command(
+    preview: Annotated[Path | None, typer.Option(help="Draw them all on a face, into this PNG.")] = None,
+    on: Annotated[Path | None, typer.Option(help="Photograph to draw them on. Default: a drawn face.")] = None,
+    templates: Annotated[list[Path] | None, typer.Option("--template", help="An own mask to show as well.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing preview.")] = False,
+) -> None:
+    """List the kinds of masks, and show what they look like."""
+    with extra("trainer"):
+        from maskfer_trainer.contact_sheet import preview_sheet
+        from maskfer_trainer.masks import KINDS
+        from maskfer_trainer.templates import load_template
+
+    if on is not None and preview is None:
+        raise InputError("--on needs --preview FILE.png, the picture to make")
+    kinds = [*KINDS.values(), *(load_template(path) for path in templates or ())]
+    if preview is not None:
+        check_free(preview, overwrite)
+        sheet = preview_sheet(kinds, on)
+        with whole_file(preview, overwrite) as partial:
+            sheet.save(partial, "PNG")
+    width = max(len(kind.name) for kind in kinds)
+    for kind in kinds:
+        print_result(f"{kind.name:{width}}  {kind.about}")
+    if preview is not None:
+        print_result(f"look at {preview}")
 
 
 @app.command("fit")

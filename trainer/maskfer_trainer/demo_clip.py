@@ -14,19 +14,17 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2, extra
-from maskfer_edge.detector import HaarDetector
-from maskfer_edge.errors import InputError
 from maskfer_edge.files import whole_file
-from maskfer_trainer.landmarks import LandmarkPredictor, Landmarks
-from maskfer_trainer.masks import draw_mask
-from maskfer_trainer.placement import Wearing, put_on
+from maskfer_trainer.faces import FaceFinder
+from maskfer_trainer.masks import KINDS
+from maskfer_trainer.rendering import Wearing, put_on
 
 SIZE_WH = (480, 360)
 FPS = 15
 FRAMES_A_MASK = 54
 ENLARGED = 2
 # Those that the Haar cascade, the only detector as yet, sees; it is blind to dark masks.
-WORN = (("surgical-blue", Wearing(0.55)), ("kn95-white", Wearing(0.55, 0.8)))
+WORN = (("surgical", Wearing(top=0.55)), ("kn95", Wearing((40.0, 0.03, 0.7), top=0.55)))
 
 
 def portrait() -> UInt8Array:
@@ -38,29 +36,15 @@ def portrait() -> UInt8Array:
     return np.asarray(enlarged, dtype=np.uint8)
 
 
-def face_landmarks(image: UInt8Array) -> Landmarks:
-    """(68, 2) landmarks of the largest face of a photograph.
-
-    Raises:
-        InputError: If the Haar cascade finds no face.
-    """
-    faces = HaarDetector()(image)
-    if not faces:
-        raise InputError("no face found in the portrait")
-    x, y, w, h = max(faces, key=lambda face: face.box[2]).box
-    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
-    in_box = LandmarkPredictor()(np.ascontiguousarray(grey[y : y + h, x : x + w]))
-    return np.asarray(in_box + np.array((x, y)), dtype=np.float32)
-
-
 def make_frames() -> list[UInt8Array]:
     """All frames of the clip: (360, 480, 3) uint8, B,G,R."""
     bare = portrait()
-    landmarks = face_landmarks(bare)
+    face = FaceFinder("detected")(np.asarray(cv2.cvtColor(bare, cv2.COLOR_BGR2GRAY), dtype=np.uint8))[0]
+    landmarks = face.landmarks
     centre_x, centre_y = landmarks.mean(axis=0)
     frames: list[UInt8Array] = []
     for kind, wearing in WORN:
-        masked = put_on(bare, landmarks, draw_mask(kind), wearing)
+        masked = put_on(bare, landmarks, KINDS[kind], wearing).image
         for _ in range(FRAMES_A_MASK):
             turn = 2 * math.pi * len(frames) / (FRAMES_A_MASK * len(WORN))
             zoom = 0.80 + 0.08 * math.sin(2 * turn)

@@ -7,7 +7,9 @@ import hashlib
 
 def drawn_number(purpose: str, seed: int, name: str) -> int:
     """A number from 0 to 2⁶⁴ - 1, for instance to seed a generator with."""
-    return int.from_bytes(hashlib.sha256(f"{purpose} {seed} {name}".encode()).digest()[:8], "big")
+    return int.from_bytes(
+        hashlib.sha256(f"{purpose} {seed} {name}".encode(errors="surrogateescape")).digest()[:8], "big"
+    )
 
 
 def drawn_share(purpose: str, seed: int, name: str) -> float:

@@ -1,8 +1,9 @@
-"""The 68 facial landmarks of dlib, found on whole face crops."""
+"""The 68 facial landmarks of dlib."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,7 @@ def check_installed() -> None:
 
 
 class LandmarkPredictor:
-    """Finds 68 landmarks on a face that fills its picture.
-
-    No face detector runs before it: dlib's own misses about 30 % of 48-pixel crops, so the whole
-    picture is the face's rectangle.
-    """
+    """Finds 68 landmarks on a face."""
 
     def __init__(self, path: Path | None = None) -> None:
         with extra("trainer"):
@@ -60,19 +57,30 @@ class LandmarkPredictor:
         self._rectangle = dlib.rectangle
         self._predictor = dlib.shape_predictor(str(path or find_predictor()))
 
-    def __call__(self, grey: UInt8Array) -> Landmarks:
+    def __call__(self, grey: UInt8Array, box_xywh: tuple[float, float, float, float] | None = None) -> Landmarks:
         """Find the landmarks.
 
         Args:
-            grey: (height, width) uint8 face crop.
+            grey: (height, width) uint8.
+            box_xywh: The face in pixels, as dlib's detector frames faces; None for the whole
+                picture, as that detector misses about 30 % of 48-pixel crops.
 
         Returns:
             (68, 2) float32, x and y in pixels of `grey`, in the order of the iBUG 300-W mark-up.
         """
         height, width = grey.shape
-        scale = max(1.0, SMALLEST_SIDE / min(height, width))
+        x, y, w, h = box_xywh or (0, 0, width, height)
+        scale = max(1.0, SMALLEST_SIDE / min(w, h))
+        # of a large picture, only the face and its surroundings are enlarged
+        x0, y0 = max(0, math.floor(x - w / 2)), max(0, math.floor(y - h / 2))
+        x1, y1 = min(width, math.ceil(x + 1.5 * w)), min(height, math.ceil(y + 1.5 * h))
+        part = np.ascontiguousarray(grey[y0:y1, x0:x1])
         if scale > 1:
-            grey = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
-        shape = self._predictor(grey, self._rectangle(0, 0, grey.shape[1] - 1, grey.shape[0] - 1))
+            part = np.asarray(cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+        left, top = (x - x0) * scale, (y - y0) * scale
+        rectangle = self._rectangle(
+            round(left), round(top), round(left + w * scale) - 1, round(top + h * scale) - 1
+        )  # both corners belong to it
+        shape = self._predictor(part, rectangle)
         points = np.array([(point.x, point.y) for point in shape.parts()], dtype=np.float32)
-        return (points + 0.5) / np.float32(scale) - 0.5
+        return np.asarray((points + 0.5) / scale - 0.5 + (x0, y0), dtype=np.float32)

@@ -74,7 +74,7 @@ class PhotoSource:
                 lines = [f"{i.filename}\t{i.file_size}\t{i.CRC}" for i in archive.infolist() if not i.is_dir()]
         else:
             lines = [f"{name}\t{(self.root / name).stat().st_size}" for name in self._names()]
-        digest.update("\n".join(sorted(lines)).encode())
+        digest.update("\n".join(sorted(lines)).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def photographs(self, seed: int) -> list[Photograph]:
@@ -149,11 +149,12 @@ def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]
     taken: set[tuple[str, int, str]] = set()
     photographs = []
     for path, split, label in found:
-        stem = path.stem
+        # "~" and "+" number the variants and faces of one picture
+        base = stem = path.stem.replace("~", "-").replace("+", "-")
         number = 1
         while (split, label, stem.lower()) in taken:
             number += 1
-            stem = f"{path.stem}-{number}"
+            stem = f"{base}-{number}"
         taken.add((split, label, stem.lower()))
         photographs.append(Photograph(str(path), split, label, stem))
     return photographs

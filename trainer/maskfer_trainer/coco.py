@@ -1,0 +1,49 @@
+"""Boxes and mask outlines of a data set in the COCO format (Lin et al. 2014, "Data format" of cocodataset.org)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskfer_edge.dependencies import cv2
+
+CATEGORIES = ({"id": 1, "name": "face", "supercategory": "face"}, {"id": 2, "name": "mask", "supercategory": "face"})
+
+
+def coco(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Describe masked pictures as COCO does.
+
+    Each face has two annotations: the face with its box, and the mask with its box and outline, both
+    with the face's ``expression``, and the mask's ``kind`` and how it is ``worn``.
+
+    Args:
+        records: Of the manifest; ``file_name`` is their ``picture``.
+    """
+    images: dict[str, dict[str, Any]] = {}
+    annotations: list[dict[str, Any]] = []
+    for record in records:
+        width, height = record["size"]
+        image = images.setdefault(
+            record["picture"],
+            {"id": len(images) + 1, "file_name": record["picture"], "width": width, "height": height},
+        )
+        of_both = {"image_id": image["id"], "iscrowd": 0, "expression": record["class"]}
+        x, y, w, h = record["box"]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+        annotations.append(
+            {"id": len(annotations) + 1, "category_id": 1, **of_both, "bbox": [x0, y0, x1 - x0, y1 - y0],
+             "area": (x1 - x0) * (y1 - y0), "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+        )  # fmt: skip
+        polygon = np.array(record["polygon"], dtype=np.int32)
+        x0, y0, w, h = cv2.boundingRect(polygon)
+        x1, y1, area = x0 + w, y0 + h, float(cv2.contourArea(polygon))
+        outline = polygon.ravel().tolist()
+        if not area:  # a row of pixels
+            outline, area = [x0, y0, x1, y0, x1, y1, x0, y1], float(w * h)
+        annotations.append(
+            {"id": len(annotations) + 1, "category_id": 2, **of_both,
+             "kind": record["mask"]["kind"], "worn": record["mask"]["worn"],
+             "bbox": [x0, y0, w, h], "area": area, "segmentation": [outline]}
+        )  # fmt: skip
+    return {"images": list(images.values()), "annotations": annotations, "categories": list(CATEGORIES)}

@@ -1,0 +1,316 @@
+"""Spreads work over processes of this machine or over a Dask cluster, and outlives workers that die.
+
+A worker dies when the kernel's out-of-memory killer takes it or a native library crashes. What it was
+doing is done again here when all else is done, item by item in a process of its own; an item that ends
+that process too goes to the caller's `died`, which makes a result of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import pickle
+import signal
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import closing, contextmanager, suppress
+from itertools import islice
+from multiprocessing import connection, resource_tracker
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from maskfer_edge.dependencies import extra
+from maskfer_edge.errors import InputError
+
+# So many workers may die one after another, with no result between them, for each that works at a time.
+MOST_DEATHS = 10
+# Enough for a worker to find its next batch waiting, and little for the scheduler to hold.
+BATCHES_A_THREAD = 4
+CONNECT_SECONDS = 10.0
+# A worker's nanny starts it anew within seconds.
+NO_WORKER_SECONDS = 20.0
+# How often to look whether there still are workers.
+LOOK_SECONDS = 5.0
+# For one batch's results to come over the network.
+FETCH_SECONDS = 60.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+Task: TypeAlias = Callable[[list[T]], list[R]]
+# A batch and its results; None where the worker died.
+Outcome: TypeAlias = tuple[list[T], list[R] | None]
+
+
+def run_here(
+    task: Task[T, R], batches: Iterable[list[T]], workers: int, died: Callable[[T], R]
+) -> Generator[list[R], None, None]:
+    """Do `task` with each batch, in processes of this machine.
+
+    Close the generator to stop early (`contextlib.closing`); that ends the processes at once.
+
+    Args:
+        task: Can be pickled, and keeps what is expensive to make in a cache of its module: each process
+            calls one copy with all its batches. One process calls it from one thread only.
+        batches: Read as they are needed; each worker holds one.
+        workers: Processes; 1 for none besides this, where a crash is a crash.
+        died: Called with an item that has ended the process it was alone in; gives its result.
+
+    Yields:
+        The results of a batch, as they come: the order is not that of `batches`.
+
+    Raises:
+        InputError: If workers die and die, whatever they do.
+        Exception: What `task` raises, as it is.
+    """
+    if workers <= 1:
+        yield from map(task, batches)
+    else:
+        yield from _see_through(_on_processes(task, iter(batches), workers), MOST_DEATHS * workers, task, died)
+
+
+def run_on_cluster(
+    task: Task[T, R], batches: Iterable[list[T]], address: str, died: Callable[[T], R]
+) -> Generator[list[R], None, None]:
+    """Do `task` with each batch, on the workers of a Dask cluster.
+
+    Batches and results travel over the network, so that the machines need share no files. Workers need
+    the same maskfer as this machine; the scheduler needs none. Workers may come and go.
+
+    Args:
+        task: As for `run_here`, but called by several threads at a time where workers have several
+            (``dask worker --nthreads``), and with a new copy for each batch: its cache goes by equality.
+        batches: Read as they are needed; the cluster holds four a thread.
+        address: Of the scheduler, ``HOST:8786`` or ``tcp://HOST:8786``.
+        died: As for `run_here`; called when several workers, and at last a process here, have died of an item.
+
+    Yields:
+        As `run_here`.
+
+    Raises:
+        DependencyError: If the extra ``cluster`` is not installed.
+        InputError: If there is no scheduler at `address`, it has no workers, or they lack maskfer.
+        Exception: What `task` raises, as it is.
+    """
+    yield from _see_through(_on_cluster(task, iter(batches), address), MOST_DEATHS, task, died)
+
+
+def _see_through(
+    outcomes: Generator[Outcome[T, R], None, None], most_deaths: int, task: Task[T, R], died: Callable[[T], R]
+) -> Generator[list[R], None, None]:
+    """Yield all results, at last those of the batches whose worker died."""
+    suspects = yield from _survivors(outcomes, most_deaths)
+    alone = _on_processes(task, ([item] for item in suspects), 1)
+    dead = yield from _survivors(alone, MOST_DEATHS)
+    if dead:
+        yield [died(item) for item in dead]
+
+
+def _survivors(outcomes: Generator[Outcome[T, R], None, None], most_deaths: int) -> Generator[list[R], None, list[T]]:
+    """Yield the results that there are; return the items of the other batches."""
+    lost: list[T] = []
+    deaths = 0
+    with closing(outcomes):
+        for batch, results in outcomes:
+            if results is not None:
+                deaths = 0
+                yield results
+                continue
+            lost += batch
+            deaths += 1
+            if deaths >= most_deaths:
+                raise InputError(
+                    f"{deaths} workers died one after another without any result; "
+                    "free some memory, or see the cause with --workers 1"
+                )
+    return lost
+
+
+def _on_processes(task: Task[T, R], batches: Iterator[list[T]], workers: int) -> Generator[Outcome[T, R], None, None]:
+    # Not a ProcessPoolExecutor: one death breaks all of it, and does not say which batch was to blame.
+    crew: list[_Process[T, R]] = []
+    busy: dict[Any, _Process[T, R]] = {}
+    try:
+        first = list(islice(batches, workers))
+        for _ in first:  # all start before the first is waited for
+            crew.append(_Process(task))
+        for process, batch in zip(crew, first, strict=True):
+            process.give(batch)
+            busy[process.connection] = process
+        while busy:
+            for ready in connection.wait(list(busy)):
+                process = busy.pop(ready)
+                outcome = process.take()
+                for batch in islice(batches, 1):
+                    if outcome[1] is None:
+                        crew.remove(process)
+                        process.end()
+                        process = _Process(task)
+                        crew.append(process)
+                    process.give(batch)
+                    busy[process.connection] = process
+                yield outcome
+    finally:
+        for process in crew:
+            process.end()
+
+
+class _Process(Generic[T, R]):
+    """A process that does one batch after another, for as long as this one lives."""
+
+    def __init__(self, task: Task[T, R]) -> None:
+        # spawn: forking a process that has run TensorFlow or OpenCV threads may hang
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self._process = context.Process(target=_serve, args=(task, other), daemon=True)
+        self._batch: list[T] = []
+        resource_tracker.ensure_running()  # else start() does it, which unblocks SIGINT
+        # Ctrl-C is this process' to handle; a blocked signal stays blocked in the new one from its first moment
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        other.close()  # now the other end closes when the process dies
+
+    def give(self, batch: list[T]) -> None:
+        self._batch = batch
+        with suppress(OSError):  # it has died; take() will say so
+            self.connection.send(batch)
+
+    def take(self) -> Outcome[T, R]:
+        """The last batch and its results, None if the process died; raises what the task raised."""
+        try:
+            results, error = self.connection.recv()
+        except (EOFError, OSError):
+            return self._batch, None
+        if error is not None:
+            raise error
+        return self._batch, results
+
+    def end(self) -> None:
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _serve(task: Task[T, R], parent: connection.Connection) -> None:
+    with suppress(EOFError, OSError):  # the parent is gone
+        while True:
+            batch = parent.recv()
+            try:
+                answer = pickle.dumps((task(batch), None))
+            except Exception as error:  # noqa: BLE001 (raised in the parent)
+                error.add_note(traceback.format_exc())
+                answer = pickle.dumps((None, error))
+            parent.send_bytes(answer)
+
+
+class _Call(Generic[T, R]):
+    """Pickles as the call of `task` with `batch`, so that ``pickle.loads`` makes it.
+
+    So the scheduler, which unpickles what it passes on, need not have maskfer.
+    """
+
+    def __init__(self, task: Task[T, R], batch: list[T]) -> None:
+        self.task, self.batch = task, batch
+
+    def __reduce__(self) -> tuple[Task[T, R], tuple[list[T]]]:
+        return self.task, (self.batch,)
+
+
+def _on_cluster(task: Task[T, R], batches: Iterator[list[T]], address: str) -> Generator[Outcome[T, R], None, None]:
+    with extra("cluster"):
+        import dask
+        from distributed import KilledWorker
+    client = _connect(address)
+    running: dict[Any, list[T]] = {}
+    try:
+        while True:
+            room = BATCHES_A_THREAD * _count_threads(client, address) - len(running)
+            for batch in islice(batches, max(room, 0)):
+                call = pickle.dumps(_Call(task, batch))
+                # without the setting it warns of batches over 10 MB
+                with _reaching(address), dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+                    running[client.submit(pickle.loads, call, pure=False)] = batch
+            if not running:
+                return
+            for future in _finished(list(running), address):
+                with _reaching(address):
+                    error = future.exception() if future.status == "error" else None
+                    try:
+                        results = future.result(timeout=FETCH_SECONDS) if error is None else None
+                    except TimeoutError:  # the worker died before it could send them: done again elsewhere
+                        continue
+                batch = running.pop(future)
+                if isinstance(error, ImportError):
+                    raise InputError(
+                        f"a worker of {address} cannot import {error.name or error}; "
+                        "run on each of its machines: pip install 'maskfer[trainer,cluster]'"
+                    ) from error
+                if error is not None and not isinstance(error, KilledWorker):
+                    raise error
+                yield batch, results
+    finally:
+        with suppress(OSError):
+            client.close()
+
+
+def _connect(address: str) -> Any:
+    from distributed import Client, Security
+    from distributed.comm import connect
+
+    # dask prints pages of tracebacks where a connection ends
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    async def knock() -> None:
+        # Client waits forever for a server that keeps silent, as one of HTTP does
+        security = Security().get_connection_args("client")
+        door = await asyncio.wait_for(connect(address, CONNECT_SECONDS, **security), CONNECT_SECONDS)
+        await door.close()
+
+    try:
+        with _reaching(address):
+            asyncio.run(knock())
+            return Client(address, timeout=CONNECT_SECONDS)
+    except (AssertionError, ImportError, MemoryError, TypeError, ValueError) as error:  # malformed, or another server
+        raise InputError(f"{address} is no address of a Dask scheduler; one looks like tcp://HOST:8786") from error
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CancelledError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address}; start one: dask scheduler, "
+            "and on each machine that is to work: dask worker tcp://HOST:8786"
+        ) from error
+
+
+def _count_threads(client: Any, address: str) -> int:
+    """Threads of all workers; waits for the first worker."""
+    deadline = time.monotonic() + NO_WORKER_SECONDS
+    while True:
+        with _reaching(address):
+            if client.status != "running":
+                raise OSError("connection lost")
+            threads: int = sum(client.nthreads().values())
+        if threads:
+            return threads
+        if time.monotonic() > deadline:
+            raise InputError(f"the Dask scheduler at {address} has no workers; start some: dask worker {address}")
+        time.sleep(0.2)
+
+
+def _finished(futures: list[Any], address: str) -> list[Any]:
+    """Those that are finished, as soon as there is one; none after a while."""
+    from distributed import wait
+
+    with _reaching(address):
+        try:
+            return list(wait(futures, timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done)
+        except TimeoutError:
+            return []

@@ -385,6 +385,11 @@ def test_duplicates_left_out_are_counted_under_one_reason(tmp_path, twins):
     assert build(twins, tmp_path / "out", dedupe=True).reasons == {"also stands in train": 2}
 
 
+def test_without_duplicates_none_are_counted(tmp_path, strangers):
+    report = build(strangers, tmp_path / "out", dedupe=True)
+    assert (report.pictures, report.skipped, report.reasons) == (14, 0, {})
+
+
 def test_duplicates_left_out_leave_no_files(tmp_path, twins, read_folder):
     build(twins, tmp_path / "out", dedupe=True, ground_truth=True, coco=True)
     left = [name for name in read_folder(tmp_path / "out") if "copy" in name or "brighter" in name]
@@ -657,6 +662,11 @@ def test_a_cluster_gives_the_same_bytes_as_one_process(tmp_path, small_source, r
     )
     assert counts[-1] == 14 + 8
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "here")
+
+
+def test_a_worker_with_another_maskfer_is_refused():
+    with pytest.raises(InputError, match=r"a worker has maskfer .*, this machine 0\.0; install the same"):
+        builder._ClusterTask(BuildSettings(), "0.0")([])
 
 
 def test_an_unreachable_scheduler_is_one_error_and_the_build_can_go_on_here(

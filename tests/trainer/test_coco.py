@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
+from matplotlib.path import Path
 
 from maskfer_trainer.coco import CATEGORIES, coco
 
@@ -98,6 +100,18 @@ def test_a_mask_has_the_box_and_area_of_its_outline():
     assert mask["bbox"] == pytest.approx([10, 20, 20, 25], abs=1)
     assert mask["area"] == pytest.approx(20 * 25, abs=20 + 25 + 1)
     assert np.reshape(mask["segmentation"][0], (-1, 2)).min(axis=0) == pytest.approx([10, 20], abs=1)
+
+
+@pytest.mark.parametrize("polygon", [SQUARE, [[3, 3], [20, 5], [12, 30]], [[7, 40], [30, 40], [30, 41], [7, 41]]])
+def test_a_segmentation_covers_the_pixels_of_the_mask(polygon):
+    """The manifest's outlines run through the middles of pixels; COCO and its readers count from their edges."""
+    (mask,) = annotations(record(polygon=polygon), name="mask")
+    expected = cv2.fillPoly(np.zeros((48, 64), dtype=np.uint8), [np.array(polygon)], 1) > 0
+    outline = Path(np.reshape(mask["segmentation"][0], (-1, 2)))
+    middles = np.stack(np.meshgrid(np.arange(64) + 0.5, np.arange(48) + 0.5), axis=-1)
+    covered = outline.contains_points(middles.reshape(-1, 2)).reshape(48, 64)
+    assert (covered & expected).sum() / (covered | expected).sum() > 0.95
+    assert mask["area"] == pytest.approx(expected.sum(), rel=0.08)
 
 
 @pytest.mark.parametrize("name", ["face", "mask"])

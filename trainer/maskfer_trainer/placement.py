@@ -205,7 +205,8 @@ class FaceMap:
 
 
 def _kernel(points: Field, centres: Field) -> Field:
-    squared = ((points[:, None] - centres[None]) ** 2).sum(axis=2)
+    across, down = (np.subtract.outer(points[:, k], centres[:, k]) for k in (0, 1))
+    squared = across * across + down * down
     return np.asarray(squared * np.log(np.maximum(squared, 1e-12)))
 
 

@@ -25,7 +25,6 @@ from maskfer_edge.files import read_bytes
 CLASS_FOLDERS = tuple(label.lower() for label in LABELS)
 PARTS = ("masked", "bare")
 SPLITS = ("train", "test")
-# no .gif: only from 4.12 on can OpenCV read it as a picture; as a source of frames it is a video
 
 
 @dataclass(frozen=True)

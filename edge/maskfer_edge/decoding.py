@@ -11,6 +11,7 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 
+# no .gif: only from 4.12 on can OpenCV read it as a picture; as a source of frames it is a video
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 

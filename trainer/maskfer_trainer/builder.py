@@ -257,7 +257,7 @@ def _finish(
                     (partial / record[part]).unlink(missing_ok=True)
         twin_of = {r["source"]: r["in_train"] or r["near_train"] for r in twins}
         left_out += [(name, f"also stands in train: {twin}") for name, twin in twin_of.items()]
-        reasons["also stands in train"] += len(twin_of)
+        reasons.update(["also stands in train"] * len(twin_of))
     counts = {
         split: {name: sum(r["split"] == split and r["class"] == name for r in kept) for name in CLASS_FOLDERS}
         for split in SPLITS

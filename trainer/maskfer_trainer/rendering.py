@@ -352,11 +352,13 @@ class _Scene:
 
         A step of height c blurred by sigma is steepest by c / (sigma √(2π)).
         """
-        dx, dy = cv2.Sobel(part, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(part, cv2.CV_32F, 0, 1, scale=1 / 8)
-        steep = np.sort(cv2.magnitude(dx, dy), axis=None)
+        # in whole numbers, as OpenCV's square roots depend on where in memory a picture lies
+        dx, dy = (cv2.Sobel(part, cv2.CV_16S, *order).astype(np.int32) for order in ((1, 0), (0, 1)))
+        steep = np.sort(dx * dx + dy * dy, axis=None)
         levels = np.sort(part, axis=None)
         low, high = float(levels[len(levels) // 50]), float(levels[-len(levels) // 50])
-        return float((high - low) / max(float(steep[-len(steep) // 200]), 0.5) / np.sqrt(2 * np.pi))
+        steepest = float(np.sqrt(steep[-len(steep) // 200])) / 8
+        return float((high - low) / max(steepest, 0.5) / np.sqrt(2 * np.pi))
 
     def blur(self, layer: Field, unit_px: float) -> Field:
         """Spread a layer's edges as the picture's are."""

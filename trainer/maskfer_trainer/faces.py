@@ -10,7 +10,7 @@ from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2, extra
 from maskfer_edge.errors import InputError
 from maskfer_trainer.landmarks import LandmarkPredictor, Landmarks
-from maskfer_trainer.placement import check_plausible, find_pivots, unit_length
+from maskfer_trainer.placement import check_plausible, unit_length
 
 PROTOCOLS = ("all", "detected")
 FACES = ("largest", "all")
@@ -82,11 +82,11 @@ class FaceFinder:
         for box, score in self._detect(grey):
             landmarks = self._predictor(grey, box)
             try:
-                check_plausible(landmarks, (width, height))
+                pivots = check_plausible(landmarks, (width, height))
             except InputError as error:
                 refusal = error
                 continue
-            found.append(Face(_frame(landmarks), landmarks, score))
+            found.append(Face(_frame(landmarks, unit_length(pivots)), landmarks, score))
         if not found:
             raise refusal
         found.sort(key=lambda face: (-face.box[2], face.box))
@@ -105,9 +105,8 @@ class FaceFinder:
         ]
 
 
-def _frame(landmarks: Landmarks) -> tuple[int, int, int, int]:
+def _frame(landmarks: Landmarks, unit: float) -> tuple[int, int, int, int]:
     """The square that shows a face as FER2013 does."""
-    unit = unit_length(find_pivots(landmarks))
     x, y = landmarks[[0, 16, 8]].mean(axis=0) - np.array((0, FRAME_UP * unit))
     side = max(1, round(FRAME_SIDE * unit))
     return round(float(x) - side / 2), round(float(y) - side / 2), side, side

@@ -1,8 +1,8 @@
 """Mask kinds drawn here (own drawings, no photographs), as layers that a renderer lights and colours.
 
 Everything is drawn in face units: x runs to the right of the picture, y down, the origin lies on the
-bridge of the nose between the eyes and 1 is half the width of the face at its cheeks. `FACE` says
-where the landmarks of a frontal face lie in them. Drawings are functions of those units, so each
+bridge of the nose between the eyes and 1 is half the width of the face at its cheeks. `JAW` and
+`NOSE` say where the landmarks of a frontal face lie in them. Drawings are functions of those units, so each
 size of face gets a drawing of its own, with nothing to enlarge.
 """
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.classifier import Classifier
-from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray
+from maskfer_edge.contract import CROP_MARGINS, INPUT_SIZE, LABELS, FloatArray
 from maskfer_edge.dataset import PARTS, PictureSet, dataset_info, read_part
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError, ModelError
@@ -28,9 +28,6 @@ LICENCE_NOTE = (
     "Weights trained on pictures of {name}. FER2013 was scraped for research, and the landmark model that placed the "
     "masks (iBUG 300-W) excludes commercial use. Not for judging what a person feels; not for use at work or school."
 )
-# How the boxes of each detector sit on a face, against the framing of FER2013's crops: the median
-# Haar box is 0.99 of the crop's side, with the same centre (tests/edge/test_framing.py measures it).
-CROP_MARGINS = {"haar": 0.0}
 
 
 @dataclass(frozen=True)

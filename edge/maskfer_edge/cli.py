@@ -27,6 +27,9 @@ MirrorOption = Annotated[
     bool,
     typer.Option("--mirror/--no-mirror", help="Ask about each face's mirror image as well: surer, twice the time."),
 ]
+ConfidenceOption = Annotated[
+    float, typer.Option(help="Share, 0 to 1, of which the network must be sure; else a face's expression is Unsure.")
+]
 
 
 @app.callback()
@@ -48,6 +51,7 @@ def run_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
     runtime: RuntimeOption = "auto",
     mirror: MirrorOption = True,
+    min_confidence: ConfidenceOption = 0.0,
 ) -> None:
     """Find faces, classify their expressions, and show or write the results.
 
@@ -66,7 +70,8 @@ def run_command(
 
     with ExitStack() as stack:
         with quiet_native_libraries():
-            pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime, mirror=mirror), Tracker())
+            tracker = Tracker(min_confidence=min_confidence)
+            pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime, mirror=mirror), tracker)
             camera = open_camera(source)
         capture = stack.enter_context(Capture(camera))  # which closes the camera
         outputs: list[Output] = []
@@ -99,6 +104,7 @@ def predict_command(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runtime: RuntimeOption = "auto",
     mirror: MirrorOption = True,
+    min_confidence: ConfidenceOption = 0.0,
 ) -> None:
     """Say the expression of every face in each IMAGE.
 
@@ -123,7 +129,8 @@ def predict_command(
         if crop:
             finder = FakeDetector([Detection((0, 0, width, height), 1.0)])
         # a tracker of its own: faces of different pictures have nothing to do with each other
-        faces = Pipeline(finder, classifier, Tracker(), margin=0.0 if crop else None).faces(image, 0)
+        tracker = Tracker(min_confidence=min_confidence)
+        faces = Pipeline(finder, classifier, tracker, margin=0.0 if crop else None).faces(image, 0)
         found += len(faces)
         results[str(path)] = faces
         if not json_:

@@ -104,11 +104,15 @@ def read_part(dataset: Path, part: str, split: str) -> PictureSet:
         raise InputError(f"{dataset} holds no {part} pictures; build it again with them (--keep-bare)")
     of_class = {name: [r for r in records if r["class"] == name] for name in CLASS_FOLDERS}
     images, labels, names = [], [], []
+    read: dict[tuple[str, tuple[float, ...]], UInt8Array] = {}  # a bare face stands for all its masked pictures
     for label, folder in enumerate(CLASS_FOLDERS):
         if not of_class[folder]:
             raise InputError(f"{dataset / part / split / folder} holds no pictures; all seven classes are needed")
         for record in sorted(of_class[folder], key=lambda record: str(record["stem"])):
-            images.append(preprocess(read_picture(dataset / record[key]), tuple(record["box"])))
+            picture = (str(record[key]), tuple(record["box"]))
+            if picture not in read:
+                read[picture] = preprocess(read_picture(dataset / picture[0]), record["box"])
+            images.append(read[picture])
             labels.append(label)
             names.append(record_name(record))
     stacked = np.stack(images).reshape(-1, INPUT_SIZE, INPUT_SIZE)

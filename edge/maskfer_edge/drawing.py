@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from maskfer_edge.contract import LABELS, UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.results import FrameResult
+from maskfer_edge.results import UNSURE, FrameResult
 
 FONT = cv2.FONT_HERSHEY_DUPLEX
 # B,G,R; told apart by people with colour-weak eyes as well (after Okabe and Ito 2008)
@@ -23,6 +23,7 @@ COLOURS = dict(
         strict=True,
     )
 )
+COLOURS[UNSURE] = (128, 128, 128)
 
 
 def annotate(image: UInt8Array, result: FrameResult) -> UInt8Array:

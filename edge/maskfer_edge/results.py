@@ -9,6 +9,9 @@ import numpy as np
 
 from maskfer_edge.contract import LABELS, FloatArray
 
+# The expression of a face whose best label is less sure than was asked for.
+UNSURE = "Unsure"
+
 
 @dataclass(frozen=True)
 class FaceResult:
@@ -18,8 +21,8 @@ class FaceResult:
         track: Number that stays with a face from frame to frame.
         box: Left, top, width, height in pixels of the frame.
         detector_score: On the detector's own scale; Haar: how many windows agreed on the face.
-        expression: The label with the highest score.
-        confidence: Its score, 0 to 1.
+        expression: The label with the highest score, or `UNSURE`.
+        confidence: The highest score, 0 to 1.
         scores: Every label's score, 0 to 1, smoothed over the track's frames; they sum to 1.
     """
 
@@ -52,8 +55,11 @@ class FrameResult:
         return json.dumps(asdict(self), separators=(",", ":"))
 
 
-def face_result(track: int, box: tuple[int, int, int, int], detector_score: float, scores: FloatArray) -> FaceResult:
-    """Make a FaceResult from (7,) float32 scores."""
-    best = int(np.argmax(scores))
+def face_result(
+    track: int, box: tuple[int, int, int, int], detector_score: float, scores: FloatArray, min_confidence: float = 0.0
+) -> FaceResult:
+    """Make a FaceResult from (7,) float32 scores; below `min_confidence` the expression is `UNSURE`."""
+    best = LABELS[int(np.argmax(scores))]
     rounded = {label: round(float(score), 4) for label, score in zip(LABELS, scores, strict=True)}
-    return FaceResult(track, box, round(detector_score, 3), LABELS[best], rounded[LABELS[best]], rounded)
+    expression = best if rounded[best] >= min_confidence else UNSURE
+    return FaceResult(track, box, round(detector_score, 3), expression, rounded[best], rounded)

@@ -8,6 +8,7 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.detector import Detection
+from maskfer_edge.errors import InputError
 from maskfer_edge.results import FaceResult, face_result
 
 BoxInt = tuple[int, int, int, int]
@@ -24,14 +25,27 @@ class _Track:
 class Tracker:
     """Matches boxes by overlap and smooths each face's scores exponentially (own)."""
 
-    def __init__(self, least_overlap: float = 0.3, newest_share: float = 0.4, patience: int = 10) -> None:
+    def __init__(
+        self,
+        least_overlap: float = 0.3,
+        newest_share: float = 0.4,
+        patience: int = 10,
+        min_confidence: float = 0.0,
+    ) -> None:
         """Set up without tracks.
 
         Args:
             least_overlap: Intersection over union from which two boxes are one face.
             newest_share: Weight of the newest scores, 0 to 1; 1 does not smooth.
             patience: Frames after which a face that was not seen is forgotten.
+            min_confidence: Smoothed score, 0 to 1, below which the expression is `results.UNSURE`.
+
+        Raises:
+            InputError: If `min_confidence` is not within 0 and 1.
         """
+        if not 0 <= min_confidence <= 1:
+            raise InputError(f"the least confidence must be within 0 and 1; received {min_confidence}")
+        self.min_confidence = min_confidence
         self.least_overlap, self.newest_share, self.patience = least_overlap, newest_share, patience
         self._tracks: list[_Track] = []
         self._next_number = 1
@@ -68,7 +82,7 @@ class Tracker:
             else:
                 smoothed = self.newest_share * scores + (1 - self.newest_share) * track.scores
                 track.box, track.scores, track.last_frame = detection.box, smoothed.astype(np.float32), frame
-            results.append(face_result(track.number, detection.box, detection.score, track.scores))
+            results.append(face_result(track.number, detection.box, detection.score, track.scores, self.min_confidence))
         return tuple(results)
 
 

@@ -68,6 +68,13 @@ def test_run_finds_the_face_of_the_demonstration(edge):
     assert list(face["scores"]) == list(LABELS)
 
 
+def test_what_the_network_is_not_sure_of_is_unsure(edge, portrait):
+    _, out, err = edge(*RUN_DEMO, "--max-frames", 2, "--jsonl", "-", "--min-confidence", 1)
+    assert {face["expression"] for line in json_lines(out) for face in line["faces"]} == {"Unsure"}
+    assert "Unsure 2" in err
+    assert "Unsure" in edge("predict", portrait, "--min-confidence", 1)[1]
+
+
 def test_run_sums_up_on_stderr(edge):
     _, out, err = edge(*RUN_DEMO, "--max-frames", 2)
     assert out == "" and "demo: 2 frames in" in err

@@ -3,7 +3,7 @@ import pytest
 
 from maskfer_edge.contract import LABELS
 from maskfer_edge.drawing import COLOURS, annotate
-from maskfer_edge.results import FrameResult, face_result
+from maskfer_edge.results import UNSURE, FrameResult, face_result
 
 SHAPE = (240, 320, 3)
 
@@ -35,7 +35,14 @@ def test_the_box_is_drawn_in_the_expression_s_colour():
 
 
 def test_every_expression_has_its_own_colour():
-    assert set(COLOURS) == set(LABELS) and len(set(COLOURS.values())) == 7
+    assert set(COLOURS) == {*LABELS, UNSURE} and len(set(COLOURS.values())) == 8
+
+
+def test_an_unsure_face_is_drawn_as_such():
+    scores = np.full(7, 1 / 7, dtype=np.float32)
+    faces = (face_result(1, (50, 80, 60, 60), 1.0, scores, min_confidence=0.5),)
+    drawn = annotate(np.zeros(SHAPE, np.uint8), FrameResult(0.0, 0, faces, 0.0))
+    assert ((drawn == COLOURS[UNSURE]).all(axis=2)).sum() > 200
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ import pytest
 
 from maskfer_edge.contract import LABELS
 from maskfer_edge.detector import Detection
+from maskfer_edge.errors import InputError
+from maskfer_edge.results import UNSURE
 from maskfer_edge.tracker import Tracker, overlap
 
 BOX = (100, 100, 50, 50)
@@ -108,3 +110,23 @@ def test_a_result_tells_box_score_and_best_label():
 
 def test_no_faces_give_no_results():
     assert Tracker().update(0, []) == ()
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0.0, "Angry"), (0.5, "Angry"), (0.61, UNSURE)])
+def test_below_the_least_confidence_a_face_is_unsure(least, expected):
+    scores = np.array([0.6, 0.4, 0, 0, 0, 0, 0], np.float32)
+    (found,) = Tracker(min_confidence=least).update(0, [(Detection(BOX, 5.0), scores)])
+    assert (found.expression, found.confidence) == (expected, pytest.approx(0.6))
+
+
+def test_the_smoothed_score_is_what_must_be_sure():
+    tracker = Tracker(min_confidence=0.7)
+    assert [tracker.update(i, [face(label=int(i >= 2))])[0].expression for i in range(5)] == [
+        "Angry", "Angry", UNSURE, UNSURE, "Disgust",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, float("nan")])
+def test_a_least_confidence_that_is_no_share_is_refused(least):
+    with pytest.raises(InputError, match="within 0 and 1"):
+        Tracker(min_confidence=least)

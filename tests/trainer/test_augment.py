@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskfer_trainer.augment import augment
+from maskfer_trainer.augment import augment, cut_out, mix_up
 
 
 @pytest.fixture
@@ -51,3 +51,34 @@ def test_light_is_clipped_and_does_not_wrap(level):
 def test_without_strength_faces_are_flipped_alone(faces):
     for before, after in zip(faces, augment(faces, np.random.default_rng(0), strength=0), strict=True):
         assert min(np.abs(before.astype(int) - side).max() for side in (after, after[:, ::-1])) <= 1
+
+
+def test_cut_out_lays_one_grey_over_the_lower_half_alone(faces):
+    changed = cut_out(faces, np.random.default_rng(0), 1.0)
+    assert np.array_equal(changed[:, :24], faces[:, :24])
+    for after in changed:
+        assert len(set(after[37:, 12:36].ravel().tolist())) == 1
+
+
+def test_cut_out_covers_its_share(faces):
+    many = np.tile(faces, (100, 1, 1))
+    changed = (cut_out(many, np.random.default_rng(0), 0.25) != many).any(axis=(1, 2))
+    assert changed.mean() == pytest.approx(0.25, abs=0.05)
+
+
+def test_cut_out_leaves_its_input_and_does_nothing_for_no_share(faces):
+    before = faces.copy()
+    assert np.array_equal(cut_out(faces, np.random.default_rng(0), 0.0), before)
+    cut_out(faces, np.random.default_rng(0), 1.0)
+    assert np.array_equal(faces, before)
+
+
+def test_mix_up_gives_shares_of_two():
+    faces = np.arange(6, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 1), np.float32)
+    targets, weights = np.eye(6, dtype=np.float32), 10 * np.arange(6, dtype=np.float32)
+    mixed, said, weighed = mix_up(faces, targets, weights, np.random.default_rng(0), 0.4)
+    assert (mixed.shape, said.shape, weighed.shape) == (faces.shape, targets.shape, weights.shape)
+    assert mixed[:, 0, 0, 0] == pytest.approx(said @ np.arange(6), abs=1e-5)
+    assert weighed == pytest.approx(10 * said @ np.arange(6), abs=1e-4)
+    assert ((said > 0).sum(axis=1) <= 2).all()
+    assert (said.max(axis=1) < 1).any()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from maskfer_edge.contract import LABELS
-from maskfer_edge.dataset import PictureSet, read_part
+from maskfer_edge.dataset import PictureSet, manifest, read_part
 from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.model_file import load_model, pack
 from maskfer_trainer.evaluation import Evaluation, as_text, evaluate, open_model, part_figures
 
 # true label, given label: Angry 3 of 4 right, Disgust 1 of 2, Fear never given, the rest never there
@@ -21,7 +24,7 @@ def figures(pairs: list[tuple[int, int]], in_train: set[str] = frozenset()):
     true, given = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     names = tuple(f"{LABELS[k].lower()}/{i}" for i, k in enumerate(true))
     pictures = PictureSet(np.zeros((len(pairs), 48, 48), dtype=np.uint8), true, names)
-    return part_figures(pictures, lambda images: given, in_train)
+    return part_figures(pictures, np.eye(7, dtype=np.float32)[given], in_train)
 
 
 def test_accuracy_is_the_share_given_their_own_label():
@@ -104,7 +107,8 @@ def test_tables_hold_every_label_three_times(evaluation):
 
 def test_tflite_and_keras_mostly_agree(tflite_model, keras_model, dataset):
     images = read_part(dataset, "bare", "test").images
-    assert (open_model(tflite_model)(images) == open_model(keras_model)(images)).mean() > 0.9
+    given = [open_model(path)[0](images).argmax(axis=1) for path in (tflite_model, keras_model)]
+    assert (given[0] == given[1]).mean() > 0.9
 
 
 def test_a_tflite_file_is_evaluated(tflite_model, dataset):
@@ -208,4 +212,50 @@ def test_the_mirror_image_counts_unless_told_otherwise(tmp_path, mirror, expecte
     network.save(tmp_path / "left.keras")
     bright_right = np.zeros((1, 48, 48), np.uint8)
     bright_right[:, :, 24:] = 255
-    assert open_model(tmp_path / "left.keras", mirror=mirror)(bright_right).tolist() == [expected]
+    predict, _ = open_model(tmp_path / "left.keras", mirror=mirror)
+    assert predict(bright_right).argmax(axis=1).tolist() == [expected]
+
+
+def test_confidence_is_held_against_accuracy():
+    scores = np.full((4, 7), 0.4 / 6, dtype=np.float32)
+    scores[:, 2] = 0.6
+    pictures = PictureSet(np.zeros((4, 48, 48), np.uint8), np.array([2, 2, 2, 1]), tuple("abcd"))
+    assert part_figures(pictures, scores, set()).calibration_error == pytest.approx(0.15, abs=1e-4)
+
+
+def test_masked_faces_are_counted_by_kind_of_mask(evaluation, dataset):
+    found, kinds = evaluation[0], evaluation[0].kinds
+    worn = [r["mask"]["kind"] for r in manifest(dataset) if r["split"] == "test"]
+    assert {kind: count for kind, (_, count) in kinds.items()} == Counter(worn)
+    right = sum(share * count for share, count in kinds.values())
+    assert right == pytest.approx(21 * found.parts["masked"].accuracy, abs=0.01)
+    assert f"{worn[0]} {kinds[worn[0]][0]:.1%} of {kinds[worn[0]][1]}" in as_text(found)
+
+
+@pytest.mark.parametrize("path", ["keras_model", "tflite_model"])
+def test_faces_can_be_seen_through_a_detector(request, dataset, path):
+    seen = []
+    found = evaluate(
+        request.getfixturevalue(path), dataset, detector="haar", progress=lambda done, total: seen.append((done, total))
+    )
+    assert set(found.detected) == {"masked", "bare"}
+    assert found.detected["bare"].pictures == 21
+    assert 0 < found.detected["bare"].found <= 1
+    assert seen[-1] == (21, 21)
+    assert f"bare through haar: {found.detected['bare'].found:.1%} of faces found" in as_text(found)
+
+
+def test_a_detector_is_used_only_if_asked_for(evaluation):
+    assert evaluation[0].detected == {}
+
+
+def test_an_unknown_detector_is_refused(keras_model, dataset):
+    with pytest.raises(InputError, match="unknown detector 'eyes'"):
+        evaluate(keras_model, dataset, detector="eyes")
+
+
+def test_a_detector_that_the_model_has_no_margin_for_is_refused(monkeypatch, tmp_path, tflite_model, dataset):
+    model = load_model(tflite_model)
+    (tmp_path / "other.tflite").write_bytes(pack(model.flatbuffer, replace(model.info, crop_margins={"learned": 0.1})))
+    with pytest.raises(InputError, match="no crop margin for detector 'haar'; it names learned"):
+        evaluate(tmp_path / "other.tflite", dataset, detector="haar")

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 from keras import layers
 
-from maskfer_trainer.networks import ARCHITECTURES
+from maskfer_trainer.networks import ARCHITECTURES, multiply_accumulates
 
 # What int8 TFLite has operators for, and what disappears when a trained network is exported.
 KNOWN = (
     layers.InputLayer, layers.Rescaling, layers.Conv2D, layers.BatchNormalization, layers.ReLU, layers.MaxPooling2D,
-    layers.Dropout, layers.Flatten, layers.Dense, layers.Add, layers.GlobalAveragePooling2D,
+    layers.Dropout, layers.Flatten, layers.Dense, layers.Add, layers.DepthwiseConv2D,
 )  # fmt: skip
 
 every_network = pytest.mark.parametrize("name", ARCHITECTURES)
@@ -58,5 +59,25 @@ def test_the_papers_dense_layers(networks):
     assert dense == [256, 512, 7]
 
 
-def test_lean_is_small(networks):
-    assert 300_000 < networks["lean"].count_params() < 700_000
+@pytest.mark.parametrize(
+    ("name", "parameters", "millions"),
+    [("paper", 4_478_727, 290), ("lean", 405_543, 24.1), ("lean-small", 150_000, 8.2)],
+)
+def test_sizes_are_as_documented(networks, name, parameters, millions):
+    assert networks[name].count_params() == pytest.approx(parameters, rel=0.1)
+    assert multiply_accumulates(networks[name]) / 1e6 == pytest.approx(millions, rel=0.02)
+
+
+def test_multiply_accumulates_are_counted_by_hand():
+    inputs = keras.Input((48, 48, 1))
+    x = layers.Conv2D(4, 3, strides=2, padding="same")(inputs)
+    x = layers.DepthwiseConv2D(24)(x)
+    network = keras.Model(inputs, layers.Dense(7)(layers.Flatten()(x)))
+    assert multiply_accumulates(network) == 24 * 24 * 4 * 9 + 24 * 24 * 4 + 4 * 7
+
+
+def test_lean_starts_from_the_mean_of_its_last_map(networks):
+    weights = next(
+        layer for layer in networks["lean"].layers if isinstance(layer, layers.DepthwiseConv2D)
+    ).get_weights()
+    assert np.allclose(weights[0], 1 / 36)

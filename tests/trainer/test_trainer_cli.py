@@ -180,6 +180,33 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
     assert (chosen.arch, chosen.epochs, chosen.bare_share, chosen.seed) == ("paper", 250, 0.0, 3)
 
 
+def test_fit_takes_a_file_of_settings_and_says_what_it_runs_on(run_main, monkeypatch, dataset, tmp_path):
+    from maskfer_trainer import fitting
+
+    asked = []
+    monkeypatch.setattr(fitting, "fit", lambda *arguments, **_: asked.append(arguments) or tmp_path / "model.keras")
+    (tmp_path / "run.toml").write_text('arch = "lean-small"\nmixup = 0.2\nseed = 5\n')
+    flags = ["--seed", 4, "--cutout", 0.5, "--label-smoothing", 0, "--balance", 1, "--teacher-share", 0.7]
+    ran = run_main(main, "fit", dataset, "--out", tmp_path / "run", "--config", tmp_path / "run.toml", *flags)
+    chosen = asked[0][2]
+    assert (chosen.arch, chosen.mixup, chosen.seed, chosen.cutout) == ("lean-small", 0.2, 4, 0.5)
+    assert (chosen.label_smoothing, chosen.balance, chosen.teacher_share) == (0, 1, 0.7)
+    assert "GPU" in ran.err
+
+
+def test_networks_are_listed_with_their_size(run_main):
+    ran = run_main(main, "networks")
+    assert ran.code == 0
+    rows = {line.split()[0]: line for line in ran.out.splitlines()}
+    assert set(rows) == {"paper", "lean", "lean-small"}
+    assert "4.48 M parameters  290.5 M multiply-accumulates" in rows["paper"]
+
+
+def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
+    ran = run_main(main, "evaluate", keras_model, dataset, "--through-detector", "--detector", "haar", "--json")
+    assert json.loads(ran.out)["detected"]["bare"]["pictures"] == 21
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -204,6 +231,11 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
         (["fit", "missing", "--out", "run"], "missing is not a folder"),
         (["fit", "missing", "--out", "run", "--arch", "huge"], "unknown architecture 'huge'"),
         (["fit", "missing", "--out", "run", "--epochs", "0"], "at least 1"),
+        (["fit", "missing", "--out", "run", "--config", "none.toml"], "none.toml cannot be read"),
+        (
+            ["evaluate", "missing.keras", "missing", "--through-detector", "--detector", "eyes"],
+            "unknown detector 'eyes'",
+        ),
         (["evaluate", "missing.keras", "missing"], "missing.keras cannot be read"),
         (["evaluate", "missing.keras", "missing", "--out", "."], "already there"),
     ],
@@ -214,7 +246,7 @@ def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, portrait, 
     Path("text.jpg").write_text("text")
     cv2.imwrite("sky.png", portrait[:200, 330:])
     ran = run_main(main, *(source if word == "SOURCE" else word for word in arguments))
-    lines = [line for line in ran.err.splitlines() if not line.startswith("Training ")]
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("Training ", "No GPU "))]
     assert (ran.code, ran.out, len(lines)) == (1, "", 1)
     assert lines[0].startswith("trainer: ")
     assert said in lines[0]

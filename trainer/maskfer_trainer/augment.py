@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
-from maskfer_edge.contract import UInt8Array
+from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.dependencies import cv2
 
 
@@ -41,3 +42,56 @@ def augment(images: UInt8Array, random: np.random.Generator, strength: float = 1
         light = (image.astype(np.float32) - mean) * contrasts[i] + mean + brightnesses[i]
         changed[i] = np.clip(np.round(light), 0, 255).astype(np.uint8)
     return changed
+
+
+def cut_out(images: UInt8Array, random: np.random.Generator, share: float) -> UInt8Array:
+    """Lay a patch of one grey over the lower half of some faces (after DeVries and Taylor, Cutout, 2017).
+
+    A stand-in for masks of a look that no mask of the data set has: the network learns not to lean
+    on what a drawn mask lets through. The upper edge lies between the middle of the picture and
+    three quarters down, the sides anywhere that leaves at least half the width covered.
+
+    Args:
+        images: (n, h, w) uint8 grey.
+        random: Source of randomness.
+        share: Share of faces that get one, 0 to 1.
+
+    Returns:
+        (n, h, w) uint8 grey, new.
+    """
+    changed = images.copy()
+    count, height, width = images.shape
+    chosen = random.random((count,)) < share
+    tops = np.round(random.uniform(0.5, 0.75, (count,)) * height).astype(int)
+    lefts = np.round(random.uniform(0, 0.25, (count,)) * width).astype(int)
+    rights = np.round(random.uniform(0.75, 1, (count,)) * width).astype(int)
+    greys = random.integers(0, 256, (count,))
+    for i in np.flatnonzero(chosen):
+        changed[i, tops[i] :, lefts[i] : rights[i]] = greys[i]
+    return changed
+
+
+def mix_up(
+    faces: FloatArray, targets: FloatArray, weights: FloatArray, random: np.random.Generator, alpha: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mix each face of a batch with another one, and their targets alike (Zhang and others, mixup, 2018).
+
+    Args:
+        faces: (n, h, w, 1) float32.
+        targets: (n, classes) float32.
+        weights: (n,) float32.
+        random: Source of randomness.
+        alpha: Shares are drawn from Beta(alpha, alpha), one a pair; above 0.
+
+    Returns:
+        The three, mixed, of the same shapes.
+    """
+    count = len(faces)
+    share = random.beta(alpha, alpha, count).astype(np.float32)
+    other = random.permutation(count)
+
+    def mixed(values: npt.NDArray[np.float32]) -> FloatArray:
+        own = share.reshape(-1, *(1,) * (values.ndim - 1))
+        return np.asarray(own * values + (1 - own) * values[other], dtype=np.float32)
+
+    return mixed(faces), mixed(targets), mixed(weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -125,45 +126,85 @@ def masks_command(
         print_result(f"look at {preview}")
 
 
+@app.command("networks")
+def networks_command() -> None:
+    """List the networks, with their parameters and multiply-accumulates a face."""
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.networks import ARCHITECTURES, multiply_accumulates
+
+        for name, make in ARCHITECTURES.items():
+            network = make()
+            about = (make.__doc__ or "").partition("\n")[0].partition(":")[0]
+            print_result(
+                f"{name:10}  {network.count_params() / 1e6:5.2f} M parameters  "
+                f"{multiply_accumulates(network) / 1e6:5.1f} M multiply-accumulates  {about}"
+            )
+
+
 @app.command("fit")
 def fit_command(
     dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    arch: Annotated[str, typer.Option(help="paper: the paper's network and training. lean: small, for the edge.")] = (
-        "lean"
-    ),
-    epochs: Annotated[int | None, typer.Option(help="Default: 250 (paper), 30 (lean).")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, order, augmentation and validation part.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Faces a step.")] = 128,
+    config: Annotated[Path | None, typer.Option(help="TOML file of the settings below; flags win.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Network, see: trainer networks. Default: lean.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the faces. Default: 30; paper: 250.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation. Default: 0.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Faces a step. Default: 128.")] = None,
     bare_share: Annotated[
-        float | None, typer.Option(help="Share of faces shown without mask. Default: 0 (paper), 0.3 (lean).")
+        float | None, typer.Option(help="Share of faces shown without mask. Default: 0.3; paper: 0.")
     ] = None,
-    validation_share: Annotated[float, typer.Option(help="Share of the training part kept for validation.")] = 0.1,
-    learning_rate: Annotated[float | None, typer.Option(help="Default: 0.0005 (paper), 0.002 (lean).")] = None,
-    augmentation: Annotated[float, typer.Option(help="Strength of random changes to faces, 0 to 1; lean only.")] = 1.0,
+    validation_share: Annotated[
+        float | None, typer.Option(help="Share of the training part kept for validation. Default: 0.05.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest. Default: 0.002; paper: 0.0005.")] = None,
+    augmentation: Annotated[
+        float | None, typer.Option(help="Strength of random changes to faces, 0 to 1. Default: 1.")
+    ] = None,
+    cutout: Annotated[
+        float | None, typer.Option(help="Share of faces with a grey patch over the lower half. Default: 0.25.")
+    ] = None,
+    mixup: Annotated[
+        float | None, typer.Option(help="Parameter of mixup's Beta distribution. Default: 0, none.")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, typer.Option(help="Share of the target spread over all classes. Default: 0.1; paper: 0.")
+    ] = None,
+    balance: Annotated[
+        float | None, typer.Option(help="0: each face weighs the same; 1: each class. Default: 0.25; paper: 0.")
+    ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Learn also from what this .keras says of the bare faces.")
     ] = None,
+    teacher_share: Annotated[
+        float | None, typer.Option(help="Share of the target that the teacher's scores make up. Default: 0.5.")
+    ] = None,
     initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    distribute: Annotated[
+        bool, typer.Option("--distribute", help="Split each batch over all devices (KERAS_BACKEND=jax).")
+    ] = False,
 ) -> None:
-    """Train a network on the masked faces of DATASET, with live curves in OUT/curves.png."""
+    """Train a network on the faces of DATASET, with live curves in OUT/curves.png."""
+    given = dict(locals())
     with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.fitting import FitSettings, fit
+        from maskfer_trainer.devices import describe
+        from maskfer_trainer.fitting import fit
+        from maskfer_trainer.settings import FitSettings, fit_settings
 
-    settings = FitSettings(
-        arch=arch,
-        epochs=(250 if arch == "paper" else 30) if epochs is None else epochs,
-        seed=seed,
-        batch_size=batch_size,
-        bare_share=(0.0 if arch == "paper" else 0.3) if bare_share is None else bare_share,
-        validation_share=validation_share,
-        learning_rate=(5e-4 if arch == "paper" else 2e-3) if learning_rate is None else learning_rate,
-        augmentation=augmentation,
-    )
+        device = describe()
+    settings = fit_settings(config, {field.name: given[field.name] for field in fields(FitSettings)})
+    say(device)
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
     model = fit(
-        dataset, out, settings, initial=initial, teacher=teacher, resume=resume, verbose=1 if sys.stderr.isatty() else 2
+        dataset,
+        out,
+        settings,
+        initial=initial,
+        teacher=teacher,
+        resume=resume,
+        distribute=distribute,
+        say=say,
+        verbose=1 if sys.stderr.isatty() else 2,
     )
     print_result(str(model))
 
@@ -178,13 +219,20 @@ def evaluate_command(
     mirror: Annotated[
         bool, typer.Option("--mirror/--no-mirror", help="Ask about each face's mirror image as well, as at the edge.")
     ] = True,
+    through_detector: Annotated[
+        bool, typer.Option("--through-detector", help="Also place the faces in pictures, and find them as at the edge.")
+    ] = False,
+    detector: Annotated[str, typer.Option(help="By which detector: haar.")] = "haar",
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.evaluation import as_text, evaluate
+        from maskfer_trainer.progress import progress_bar
 
-        evaluation = evaluate(model, dataset, out, mirror=mirror)
+        with progress_bar("Finding faces") as progress:
+            chosen = detector if through_detector else ""
+            evaluation = evaluate(model, dataset, out, mirror=mirror, detector=chosen, progress=progress)
     if json_:
         print_json(evaluation)
     else:

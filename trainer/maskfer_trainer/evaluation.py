@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_fscore_support
 
-from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array
+from maskfer_edge.contract import CROP_MARGINS, INPUT_SIZE, LABELS, FloatArray, UInt8Array
 from maskfer_edge.dataset import PARTS, PictureSet, manifest, read_part, record_name
 from maskfer_edge.dependencies import extra
+from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import read_bytes, whole_file, write_whole
-from maskfer_trainer.keras_file import predict_scores
+from maskfer_trainer.calibration import calibration_error
+from maskfer_trainer.keras_file import predict_views
+from maskfer_trainer.through_detector import DetectorFigures, through_detector
 
-Indices = npt.NDArray[np.int64]
-Predict = Callable[[UInt8Array], Indices]
+Predict = Callable[[UInt8Array], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PartFigures:
         accuracy_without_duplicates: The same without pictures whose pixels also stand in train; None if all do.
         pictures: How many there are.
         duplicates: How many of them also stand in train.
+        calibration_error: Expected calibration error, see `calibration.calibration_error`.
         confusion: 7 rows (true label) of 7 counts (given label).
         classes: By label.
     """
@@ -60,6 +62,7 @@ class PartFigures:
     accuracy_without_duplicates: float | None
     pictures: int
     duplicates: int
+    calibration_error: float
     confusion: list[list[int]]
     classes: dict[str, ClassFigures]
 
@@ -73,15 +76,29 @@ class Evaluation:
         mirror: Whether the mirror images were asked about as well.
         dataset: Path of the data set.
         parts: ``masked`` and ``bare`` to their figures.
+        kinds: Kind of mask to the share of its faces that are right, and how many there are.
+        detected: ``masked`` and ``bare`` to their figures through the detector; empty if not asked for.
+        detector: Its name, or "".
     """
 
     model: str
     mirror: bool
     dataset: str
     parts: dict[str, PartFigures]
+    kinds: dict[str, tuple[float, int]] = field(default_factory=dict)
+    detected: dict[str, DetectorFigures] = field(default_factory=dict)
+    detector: str = ""
 
 
-def evaluate(model: Path, dataset: Path, out: Path | None = None, *, mirror: bool = True) -> Evaluation:
+def evaluate(
+    model: Path,
+    dataset: Path,
+    out: Path | None = None,
+    *,
+    mirror: bool = True,
+    detector: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
     """Evaluate a `.keras` or a `.tflite` on the test split, masked and bare.
 
     Args:
@@ -89,35 +106,59 @@ def evaluate(model: Path, dataset: Path, out: Path | None = None, *, mirror: boo
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make, for evaluation.json and the confusion matrices as pictures.
         mirror: Whether the mirror image is asked about as well, as the runtime does unless told otherwise.
+        detector: Name of a detector of the runtime through which to see the faces as well; "" for none.
+        progress: Takes how many faces the detector has seen, and of how many.
 
     Raises:
-        InputError: If model or data set cannot be used.
+        InputError: If model, data set or detector cannot be used.
         OutputError: If `out` is there already.
     """
     if out is not None and out.exists():
         raise OutputError(f"{out} is already there; name another folder")
-    predict = open_model(model, mirror=mirror)
-    in_train = {record_name(r) for r in manifest(dataset) if r["split"] == "test" and r["in_train"]}
-    parts = {part: part_figures(read_part(dataset, part, "test"), predict, in_train) for part in PARTS}
-    evaluation = Evaluation(str(model), mirror, str(dataset), parts)
+    finder = open_detector(detector) if detector else None
+    predict, margins = open_model(model, mirror=mirror)
+    if detector and detector not in margins:
+        raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")
+    records = {record_name(r): r for r in manifest(dataset) if r["split"] == "test"}
+    in_train = {name for name, record in records.items() if record["in_train"]}
+    pictures = {part: read_part(dataset, part, "test") for part in PARTS}
+    scores = {part: predict(of_part.images) for part, of_part in pictures.items()}
+    right = scores["masked"].argmax(axis=1) == pictures["masked"].labels
+    kinds = np.array([records[name]["mask"]["kind"] for name in pictures["masked"].names])
+    evaluation = Evaluation(
+        str(model),
+        mirror,
+        str(dataset),
+        {part: part_figures(pictures[part], scores[part], in_train) for part in PARTS},
+        {str(k): (round(float(right[kinds == k].mean()), 4), int((kinds == k).sum())) for k in np.unique(kinds)},
+        {part: through_detector(pictures[part], predict, finder, margins[detector], progress) for part in PARTS}
+        if finder
+        else {},
+        detector,
+    )
     if out is not None:
         try:
             out.mkdir(parents=True)
         except OSError as error:
             raise OutputError(f"{out} cannot be made: {error.strerror}") from error
-        for part, figures in parts.items():
+        for part, figures in evaluation.parts.items():
             draw_confusion(figures, f"{model.name} on {part} test faces", out / f"confusion-{part}.png")
         write_whole(out / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
     return evaluation
 
 
-def open_model(path: Path, *, mirror: bool = True) -> Predict:
-    """A function from (n, 48, 48) uint8 faces to (n,) class indices, by a `.keras` or `.tflite` file."""
+def open_model(path: Path, *, mirror: bool = True) -> tuple[Predict, Mapping[str, float]]:
+    """Open a `.keras` or `.tflite` file.
+
+    Returns:
+        A function from (n, 48, 48) uint8 faces to (n, 7) float32 scores, and the crop margin of each detector.
+    """
     if path.suffix == ".tflite":
         from maskfer_edge.classifier import open_classifier
 
         classifier = open_classifier(path, mirror=mirror)
-        return lambda images: np.array([int(classifier(face).argmax()) for face in images])
+        margins = classifier.model.info.crop_margins
+        return lambda images: np.stack([classifier(face) for face in images]), margins
     if path.suffix != ".keras":
         raise InputError(f"{path} is neither a .keras nor a .tflite file")
     read_bytes(path)
@@ -131,12 +172,19 @@ def open_model(path: Path, *, mirror: bool = True) -> Predict:
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
-    return lambda images: predict_scores(network, images, mirror=mirror).argmax(axis=1)
+    views = 2 if mirror else 1
+    return lambda images: predict_views(network, images)[:views].mean(axis=0), CROP_MARGINS
 
 
-def part_figures(pictures: PictureSet, predict: Predict, in_train: set[str]) -> PartFigures:
-    """All figures of one part. `in_train` holds names of pictures that also stand in train."""
-    given = predict(pictures.images)
+def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str]) -> PartFigures:
+    """All figures of one part.
+
+    Args:
+        pictures: Of the part.
+        scores: (n, 7) what the network says of each.
+        in_train: Names of pictures that also stand in train.
+    """
+    given = scores.argmax(axis=1)
     right = given == pictures.labels
     fresh = np.array([name not in in_train for name in pictures.names])
     indices = list(range(len(LABELS)))
@@ -159,6 +207,7 @@ def part_figures(pictures: PictureSet, predict: Predict, in_train: set[str]) -> 
         accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else None,
         pictures=len(pictures),
         duplicates=int((~fresh).sum()),
+        calibration_error=round(calibration_error(scores, pictures.labels), 4),
         confusion=confusion.tolist(),
         classes=classes,
     )
@@ -184,7 +233,8 @@ def as_text(evaluation: Evaluation) -> str:
     lines = [f"{evaluation.model} on {evaluation.dataset}", ""]
     lines += [
         f"{part:8} {figures.accuracy:6.1%} of {figures.pictures} right; "
-        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train"
+        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train; "
+        f"expected calibration error {figures.calibration_error:.1%}"
         for part, figures in parts.items()
     ]
     names = ("accuracy", "precision", "recall", "f1")
@@ -193,6 +243,16 @@ def as_text(evaluation: Evaluation) -> str:
     for label in LABELS:
         cells = ["| " + "".join(f"{getattr(f.classes[label], n):10.1%}" for n in names) + "  " for f in parts.values()]
         lines.append(f"{label:10}" + "".join(cells))
+    if evaluation.kinds:
+        lines += ["", "right by kind of mask: "]
+        lines[-1] += ", ".join(f"{kind} {share:.1%} of {count}" for kind, (share, count) in evaluation.kinds.items())
+    for part, seen in evaluation.detected.items():
+        lines += [
+            "",
+            f"{part} through {evaluation.detector}: {seen.found:.1%} of faces found; of those, "
+            f"{_percent(seen.accuracy_detected)} right by the detector's box, {_percent(seen.accuracy_perfect)} by a "
+            f"perfect one; {seen.accuracy_overall:.1%} of all found and right",
+        ]
     for part, figures in parts.items():
         lines += ["", f"confusion matrix, {part} (rows: true, columns: given)"]
         lines.append(f"{'':10}" + "".join(f"{label:>9}" for label in LABELS))

@@ -1,11 +1,11 @@
-"""Training: a run folder with checkpoints, history and live curves, that can be resumed at any moment."""
+"""Training: one network, from a data set to a run folder that can be resumed at any moment."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,112 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.dataset import PictureSet, dataset_info, manifest, read_part, record_name
-from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import read_bytes, whole_file, write_whole
-from maskfer_trainer.augment import augment
-from maskfer_trainer.curves import draw_curves
-from maskfer_trainer.draw import drawn_share
-from maskfer_trainer.keras_file import embed_metadata, predict_scores
+from maskfer_edge.dataset import PictureSet, dataset_info, read_part
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+from maskfer_trainer.batches import FaceBatches, faces_shown, validation_part
+from maskfer_trainer.calibration import best_temperature, calibration_error, fold_temperature
+from maskfer_trainer.devices import spread
+from maskfer_trainer.keras_file import embed_metadata, predict_views
 from maskfer_trainer.networks import ARCHITECTURES
-
-History = list[dict[str, float]]
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """What determines a training run, besides the data.
-
-    Attributes:
-        arch: A key of `networks.ARCHITECTURES`. ``paper`` trains as the paper did (Adam, categorical
-            cross-entropy, ReduceLROnPlateau, masked faces as they are); ``lean`` with AdamW, a
-            cosine schedule with warm-up, label smoothing and augmented faces.
-        epochs: Passes over the training part.
-        seed: Of weights, order, augmentation and the validation part.
-        batch_size: Faces a step.
-        bare_share: Share of faces shown without their mask, drawn anew each epoch.
-        validation_share: Share of the training part that is kept for validation.
-        learning_rate: Adam's first (paper) or AdamW's highest (lean).
-        augmentation: Strength of the random changes to faces, see `augment.augment`; lean only.
-    """
-
-    arch: str = "lean"
-    epochs: int = 30
-    seed: int = 0
-    batch_size: int = 128
-    bare_share: float = 0.3
-    validation_share: float = 0.1
-    learning_rate: float = 2e-3
-    augmentation: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.arch not in ARCHITECTURES:
-            raise InputError(f"unknown architecture {self.arch!r}; there are {', '.join(ARCHITECTURES)}")
-        if not (self.epochs >= 1 and self.batch_size >= 1):
-            raise InputError("epochs and batch size must be at least 1")
-        if not (0 <= self.bare_share <= 1 and 0 < self.validation_share < 1):
-            raise InputError("the bare share must be within 0 and 1, the validation share between them")
-        if not (self.learning_rate > 0 and 0 <= self.augmentation <= 1):
-            raise InputError("the learning rate must be above 0, and the augmentation within 0 and 1")
-
-
-class FaceBatches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of faces, in an order and with changes that depend on seed and epoch alone."""
-
-    def __init__(
-        self,
-        masked: PictureSet,
-        bare: PictureSet | None,
-        settings: FitSettings,
-        changed: bool,
-    ) -> None:
-        super().__init__()
-        self.masked, self.bare, self.settings, self.changed = masked, bare, settings, changed
-        self.targets = np.eye(len(LABELS), dtype=np.float32)[masked.labels]
-        self.start_epoch(0)
-
-    def start_epoch(self, epoch: int) -> None:
-        """Draw the order of an epoch, counted from 0.
-
-        Called with Keras' own count, as its calls of `PyDataset.on_epoch_end` are more than epochs
-        (it takes a few batches to build the model, and ends that epoch too).
-        """
-        self.epoch = epoch
-        random = np.random.default_rng([self.settings.seed, self.epoch])
-        self.order = random.permutation(len(self.masked))
-        self.is_bare = random.random(len(self.masked)) < (self.settings.bare_share if self.bare else 0)
-
-    def __len__(self) -> int:
-        return -(-len(self.masked) // self.settings.batch_size)
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        size = self.settings.batch_size
-        chosen = self.order[index * size : (index + 1) * size]
-        images = self.masked.images[chosen]
-        if self.bare is not None:
-            images = np.where(self.is_bare[chosen][:, None, None], self.bare.images[chosen], images)
-        if self.changed:
-            random = np.random.default_rng([self.settings.seed, self.epoch, index])
-            images = augment(images, random, self.settings.augmentation)
-        return images[..., None].astype(np.float32), self.targets[chosen]
-
-
-class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
-    """After each epoch: history.csv, curves.png, and the whole training state in checkpoints/last.keras."""
-
-    def __init__(self, run: Path, history: History) -> None:
-        super().__init__()
-        self.run, self.history = run, history
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Keras calls this after each epoch."""
-        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        self.history.append({"epoch": epoch + 1, "learning_rate": rate, **(logs or {})})
-        _write_history(self.run / "history.csv", self.history)
-        draw_curves(self.history, self.run / "curves.png")
-        # last, as resuming starts from it: whatever was cut short before is done again
-        with whole_file(self.run / "checkpoints" / "last.keras", overwrite=True) as partial:
-            self.model.save(partial)
+from maskfer_trainer.run_folder import History, RunFolder, open_run, read_history
+from maskfer_trainer.settings import FitSettings
 
 
 def fit(
@@ -130,31 +34,36 @@ def fit(
     initial: Path | None = None,
     teacher: Path | None = None,
     resume: bool = False,
+    distribute: bool = False,
+    say: Callable[[str], None] = lambda _: None,
     verbose: int = 2,
 ) -> Path:
     """Train a network.
 
     The model that is kept is the one of the epoch with the best accuracy on masked validation
-    faces. They are cut from the training part by the hash of their pixels, so that copies of a
-    picture stand on one side. The test part is not touched.
+    faces, which are cut from the training part. Its confidence is calibrated on them. The test part
+    is not touched.
 
     Args:
         dataset: Made by ``trainer build-dataset``.
-        run: Folder to make: run.json, history.csv, curves.png, checkpoints/, model.keras.
+        run: Folder to make, see `run_folder`.
         settings: How to train.
-        initial: A `.keras` of the same architecture whose weights to start from. Give the same seed
-            and validation share as it was trained with, or it will have seen the validation part.
+        initial: A `.keras` of the same architecture whose weights to start from. Give the same
+            validation share as it was trained with, or it will have seen the validation part.
         teacher: A `.keras` that is shown each training face bare and mirrored; its mean scores count
-            for half of the target (privileged distillation, after Lopez-Paz and others 2016, own form).
-            The same care with the validation part.
+            for `FitSettings.teacher_share` of the target (privileged distillation, after Lopez-Paz and
+            others 2016, own form). The same care with the validation part.
         resume: Go on with the run that `run` holds.
+        distribute: Split each batch over all devices.
+        say: Takes what a person at the terminal should know.
         verbose: Keras' own: 0 silent, 1 bar, 2 a line an epoch.
 
     Returns:
         The path of model.keras.
 
     Raises:
-        InputError: If the data set cannot be used, or `resume` does not fit what `run` holds.
+        InputError: If the data set cannot be used, `resume` does not fit what `run` holds, or the loss
+            becomes no number; then the last state is kept.
         OutputError: If `run` is there already and `resume` is not given.
     """
     info = dataset_info(dataset)
@@ -163,64 +72,43 @@ def fit(
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     if teacher is not None:
         config["teacher_sha256"] = hashlib.sha256(read_bytes(teacher)).hexdigest()
-    last = run / "checkpoints" / "last.keras"
-    _open_run(run, config, resume)
+    if distribute:
+        say(spread())
+    open_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)
 
     masked = read_part(dataset, "masked", "train")
     bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teacher is not None else None
     if bare is not None and bare.names != masked.names:
         raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
-    held_out = validation_part(masked, dataset, settings)
-    training, validation = masked.take(~held_out), masked.take(held_out)
-    if not len(training) or not len(validation):
-        raise InputError(f"{dataset} has too few pictures ({len(masked)}) to cut a validation part from")
+    faces = faces_shown(masked, dataset)
+    held_out = validation_part(masked, dataset, settings.validation_share)
+    # a network of bare faces alone is judged on bare faces
+    judged = bare if bare is not None and settings.bare_share == 1 else masked
+    training, validation = masked.take(~held_out), judged.take(held_out)
+    _check_parts(training, validation, dataset)
+    bare = bare.take(~held_out) if bare else None
+    scores = _teacher_scores(teacher, bare, faces[~held_out]) if teacher is not None and bare is not None else None
+    batches = FaceBatches(training, bare, faces[~held_out], settings, scores)
+    say(f"{len(set(faces[~held_out].tolist()))} faces to train on, {len(set(faces[held_out].tolist()))} to validate")
 
-    steps = -(-len(training) // settings.batch_size)
+    last, best = run / "checkpoints" / "last.keras", run / "checkpoints" / "best.keras"
     history: History = []
     if resume and last.exists():
-        model = _load_state(last, settings, steps)
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
-        history = _read_history(run / "history.csv")[:done]
+        model = _load_state(last, settings, len(batches))
+        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // len(batches)
+        history = read_history(run)[:done]
     else:
         done = 0
         model = ARCHITECTURES[settings.arch]()
         if initial is not None:
             _take_weights(model, initial)
-        _compile(model, settings, steps)
-    best = run / "checkpoints" / "best.keras"
-    checkpoint = keras.callbacks.ModelCheckpoint(
-        best,
-        monitor="val_accuracy",
-        mode="max",
-        save_best_only=True,
-        initial_value_threshold=max((row["val_accuracy"] for row in history), default=None),
-    )
-    bare = bare.take(~held_out) if bare else None
-    batches = FaceBatches(training, bare, settings, changed=settings.arch != "paper")
-    if teacher is not None and bare is not None:
-        batches.targets = np.float32(0.5) * (batches.targets + _soft_targets(teacher, bare))
-    callbacks = [keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, _: batches.start_epoch(epoch)), checkpoint]
-    if settings.arch == "paper":
-        callbacks.append(_plateau(model, history, settings.learning_rate))
-    else:
-        # validates and keeps the running mean of the weights; goes first, so that all others see it
-        averaging = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-        averaging._ema_weights_in_model = bool(history)  # as last.keras was kept
-        callbacks.insert(0, averaging)
+        _compile(model, settings, len(batches))
     if done < settings.epochs:
-        model.fit(
-            batches,
-            validation_data=(
-                validation.images[..., None].astype(np.float32),
-                np.eye(len(LABELS), dtype=np.float32)[validation.labels],
-            ),
-            initial_epoch=done,
-            epochs=settings.epochs,
-            callbacks=[*callbacks, RunFolder(run, history)],
-            verbose=verbose,
-            shuffle=False,  # the batches are shuffled already, in a way that a resumed run repeats
-        )
+        callbacks = [*_callbacks(model, settings, history), RunFolder(run, history)]
+        _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
+    elif (run / "model.keras").exists():
+        return run / "model.keras"
     best_row = max(history, key=lambda row: row["val_accuracy"])
     metadata = {
         **config,
@@ -231,25 +119,50 @@ def fit(
         "training_pictures": len(training),
         "validation_pictures": len(validation),
     }
-    embed_metadata(best, run / "model.keras", metadata)
+    write_calibrated(keras.models.load_model(best, compile=False), validation, metadata, run / "model.keras")
     return run / "model.keras"
 
 
-def validation_part(masked: PictureSet, dataset: Path, settings: FitSettings) -> npt.NDArray[np.bool_]:
-    """Which training faces are kept for validation: (n,) bool, by seed and hash of the bare pixels."""
-    pixels = {record_name(r): r["pixels_sha256"] for r in manifest(dataset) if r["split"] == "train"}
-    absent = [name for name in masked.names if name not in pixels]
-    if absent:
-        raise InputError(f"{dataset} holds a picture that its manifest does not name, {absent[0]}; build it again")
-    shares = [drawn_share("validation", settings.seed, pixels[name]) for name in masked.names]
-    return np.array(shares) < settings.validation_share
+def write_calibrated(network: keras.Model, validation: PictureSet, metadata: dict[str, Any], path: Path) -> None:
+    """Write a network with the temperature folded in that suits the validation faces, and what was measured.
+
+    Args:
+        network: Its last layer is changed.
+        validation: Faces that it was not trained on.
+        metadata: To write with it; temperature and calibration errors are added.
+        path: `.keras` file; an existing one is replaced.
+    """
+    views = predict_views(network, validation.images)
+    temperature = best_temperature(views, validation.labels)
+    before = calibration_error(views.mean(axis=0), validation.labels)
+    fold_temperature(network, temperature)
+    after = calibration_error(predict_views(network, validation.images).mean(axis=0), validation.labels)
+    calibration = {
+        "temperature": round(temperature, 4),
+        "validation_calibration_error": {"before": round(before, 4), "after": round(after, 4)},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        network.save(Path(folder) / "model.keras")
+        embed_metadata(Path(folder) / "model.keras", path, {**metadata, **calibration})
 
 
-def _soft_targets(teacher: Path, bare: PictureSet) -> FloatArray:
+def _check_parts(training: PictureSet, validation: PictureSet, dataset: Path) -> None:
+    for part, name in ((training, "to train on"), (validation, "for validation")):
+        if not len(part):
+            raise InputError(f"{dataset} has too few pictures: none is left {name}; change --validation-share")
+    counts = np.bincount(training.labels, minlength=len(LABELS))
+    if counts.min() < 1:
+        short = LABELS[int(counts.argmin())]
+        raise InputError(f"{dataset} has too few pictures of {short}: none is left to train on beside validation")
+
+
+def _teacher_scores(teacher: Path, bare: PictureSet, faces: npt.NDArray[np.int64]) -> FloatArray:
     """(n, 7) float32: the teacher's scores, mean of each bare face and its mirror image."""
     try:
         network = keras.models.load_model(teacher, compile=False)
-        return predict_scores(network, bare.images, mirror=True).reshape(len(bare), len(LABELS))
+        _, first, of_picture = np.unique(faces, return_index=True, return_inverse=True)
+        scores = predict_views(network, bare.images[first]).mean(axis=0).reshape(len(first), len(LABELS))
+        return np.asarray(scores[of_picture], dtype=np.float32)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{teacher} cannot teach: {' '.join(str(error).split())[:150]}") from error
 
@@ -266,15 +179,63 @@ def _take_weights(model: keras.Model, initial: Path) -> None:
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     if settings.arch == "paper":
-        model.compile(keras.optimizers.Adam(settings.learning_rate), "categorical_crossentropy", metrics=["accuracy"])
-        return
-    warm_up = min(2 * steps, settings.epochs * steps // 4)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        1e-5, settings.epochs * steps - warm_up, alpha=0.002, warmup_target=settings.learning_rate, warmup_steps=warm_up
+        optimizer = keras.optimizers.Adam(settings.learning_rate)
+    else:
+        warm_up = min(2 * steps, settings.epochs * steps // 4)
+        schedule = keras.optimizers.schedules.CosineDecay(
+            1e-5,
+            settings.epochs * steps - warm_up,
+            alpha=0.002,
+            warmup_target=settings.learning_rate,
+            warmup_steps=warm_up,
+        )
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
+        optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+
+
+def _train(
+    model: keras.Model,
+    batches: FaceBatches,
+    validation: PictureSet,
+    epochs: range,
+    callbacks: list[keras.callbacks.Callback],
+    verbose: int,
+) -> None:
+    """`keras.Model.fit` with its own callbacks and words, but batch by batch.
+
+    On two processor cores that takes half of the time that `fit` takes under TensorFlow, whose
+    input pipeline gives its function batches of unknown size.
+    """
+    faces = validation.images[..., None].astype(np.float32)
+    targets = np.eye(len(LABELS), dtype=np.float32)[validation.labels]
+    calls = keras.callbacks.CallbackList(
+        callbacks, add_progbar=verbose > 0, model=model, verbose=verbose, epochs=epochs.stop, steps=len(batches)
     )
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
-    optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
-    model.compile(optimizer, keras.losses.CategoricalCrossentropy(label_smoothing=0.1), metrics=["accuracy"])
+    calls.on_train_begin()
+    for epoch in epochs:
+        batches.start_epoch(epoch)
+        model.reset_metrics()
+        calls.on_epoch_begin(epoch)
+        logs: dict[str, float] = {}
+        for index in range(len(batches)):
+            calls.on_train_batch_begin(index)
+            logs = {
+                name: float(value) for name, value in model.train_on_batch(*batches[index], return_dict=True).items()
+            }
+            calls.on_train_batch_end(index, logs)
+        judged = model.evaluate(faces, targets, batch_size=256, callbacks=calls, return_dict=True, verbose=0)
+        calls.on_epoch_end(epoch, logs | {f"val_{name}": float(value) for name, value in judged.items()})
+    calls.on_train_end()
+
+
+def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> list[keras.callbacks.Callback]:
+    if settings.arch == "paper":
+        return [_plateau(model, history, settings.learning_rate)]
+    # validates and keeps the running mean of the weights; goes first, so that all others see it
+    averaging = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+    averaging._ema_weights_in_model = bool(history)  # as last.keras was kept
+    return [averaging]
 
 
 def _load_state(path: Path, settings: FitSettings, steps: int) -> keras.Model:
@@ -302,35 +263,3 @@ def _plateau(model: keras.Model, history: History, first_rate: float) -> keras.c
     # Keras calls it again when training begins, and it would forget
     callback.on_train_begin = lambda logs=None: None
     return callback
-
-
-def _open_run(run: Path, config: dict[str, Any], resume: bool) -> None:
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    if not resume:
-        if run.exists():
-            raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
-        try:
-            (run / "checkpoints").mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{run} cannot be made: {error.strerror}") from error
-        write_whole(run / "run.json", text)
-        return
-    if not (run / "run.json").exists():
-        raise InputError(f"{run} holds no run to go on with; leave out --resume to start one")
-    if (run / "run.json").read_text() != text:
-        raise InputError(
-            f"{run} was started with other settings or another data set (see {run / 'run.json'}); "
-            "repeat them, or start a new run"
-        )
-
-
-def _write_history(path: Path, history: History) -> None:
-    with whole_file(path, overwrite=True) as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)
-
-
-def _read_history(path: Path) -> History:
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]

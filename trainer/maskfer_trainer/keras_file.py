@@ -28,16 +28,16 @@ def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None
         new.writestr(zipfile.ZipInfo(METADATA_NAME, (1980, 1, 1, 0, 0, 0)), json.dumps(metadata, indent=2))
 
 
-def predict_scores(network: Any, images: UInt8Array, *, mirror: bool) -> FloatArray:
-    """Scores of a loaded Keras network: (n, 7) float32 for (n, 48, 48) uint8 grey faces.
+def predict_views(network: Any, images: UInt8Array) -> FloatArray:
+    """What a loaded Keras network says of faces and of their mirror images.
 
     Args:
         network: A `keras.Model` of the contract's shapes.
-        images: The faces.
-        mirror: Whether to give the mean of each face and its mirror image.
+        images: (n, 48, 48) uint8 grey faces.
+
+    Returns:
+        (2, n, 7) float32 scores; the runtime's are their mean over the first axis.
     """
     faces = images[..., None].astype(np.float32)
-    scores = network.predict(faces, batch_size=256, verbose=0)
-    if mirror:
-        scores = (scores + network.predict(faces[:, :, ::-1], batch_size=256, verbose=0)) / 2
-    return np.asarray(scores, dtype=np.float32)
+    views = [network.predict(view, batch_size=256, verbose=0) for view in (faces, faces[:, :, ::-1])]
+    return np.asarray(views, dtype=np.float32)

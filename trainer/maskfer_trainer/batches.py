@@ -1,0 +1,123 @@
+"""Batches of faces for training, and the validation part that is cut from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskfer_edge.contract import LABELS, FloatArray
+from maskfer_edge.dataset import PictureSet, manifest, record_name
+from maskfer_edge.errors import InputError
+from maskfer_trainer.augment import augment, cut_out, mix_up
+from maskfer_trainer.draw import drawn_share
+from maskfer_trainer.settings import FitSettings
+
+
+class FaceBatches:
+    """Batches of faces, in an order and with changes that depend on seed and epoch alone.
+
+    Each face comes once an epoch, in one of its masks drawn anew, or without one.
+    """
+
+    def __init__(
+        self,
+        masked: PictureSet,
+        bare: PictureSet | None,
+        faces: npt.NDArray[np.int64],
+        settings: FitSettings,
+        teacher_scores: FloatArray | None = None,
+    ) -> None:
+        """Take the training part.
+
+        Args:
+            masked: All masked pictures.
+            bare: The bare picture of each, or None if none are to be shown.
+            faces: (n,) which face each picture shows, see `faces_shown`.
+            settings: How to train.
+            teacher_scores: (n, 7) what a teacher says of each, or None.
+        """
+        self.masked, self.bare, self.settings = masked, bare, settings
+        self.targets = _smoothed(np.eye(len(LABELS), dtype=np.float32)[masked.labels], settings.label_smoothing)
+        if teacher_scores is not None:
+            share = np.float32(settings.teacher_share)
+            self.targets = (1 - share) * self.targets + share * teacher_scores
+        # the pictures of one face stand together here
+        self._pictures = np.argsort(faces, kind="stable")
+        _, self._first, self._counts = np.unique(faces[self._pictures], return_index=True, return_counts=True)
+        self.weights = _class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw the order of an epoch, counted from 0."""
+        self.epoch = epoch
+        random = np.random.default_rng([self.settings.seed, self.epoch])
+        count = len(self._first)
+        drawn = self._pictures[self._first + (random.random(count) * self._counts).astype(np.int64)]
+        self.order = drawn[random.permutation(count)]
+        self.is_bare = random.random(count) < (self.settings.bare_share if self.bare else 0)
+
+    def __len__(self) -> int:
+        return -(-len(self._first) // self.settings.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Faces (n, 48, 48, 1), 0 to 255, targets (n, 7) and weights (n,) of one batch."""
+        settings = self.settings
+        batch = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
+        chosen = self.order[batch]
+        images = self.masked.images[chosen]
+        if self.bare is not None:
+            images = np.where(self.is_bare[batch][:, None, None], self.bare.images[chosen], images)
+        targets, weights = self.targets[chosen], self.weights[chosen]
+        if settings.arch == "paper":
+            return images[..., None].astype(np.float32), targets, weights
+        random = np.random.default_rng([settings.seed, self.epoch, index])
+        images = cut_out(augment(images, random, settings.augmentation), random, settings.cutout)
+        faces = images[..., None].astype(np.float32)
+        return mix_up(faces, targets, weights, random, settings.mixup) if settings.mixup else (faces, targets, weights)
+
+
+def faces_shown(pictures: PictureSet, dataset: Path) -> npt.NDArray[np.int64]:
+    """Which face each training picture shows: (n,) int64; pictures of one face have one number.
+
+    Raises:
+        InputError: If the manifest names a picture not.
+    """
+    keys = _by_picture(pictures, dataset, lambda r: f"{r['source']} {r['box']}")
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def validation_part(pictures: PictureSet, dataset: Path, share: float) -> npt.NDArray[np.bool_]:
+    """Which training pictures are kept for validation: (n,) bool, by the hash of the bare pixels.
+
+    Copies of a picture stand on one side. The part is the same for every seed, so that networks of
+    several seeds, a network and its teacher, or a network and the one it starts from, never saw
+    what any of them is judged on.
+
+    Raises:
+        InputError: If the manifest names a picture not.
+    """
+    pixels = _by_picture(pictures, dataset, lambda r: str(r["pixels_sha256"]))
+    return np.array([drawn_share("validation", 0, name) for name in pixels]) < share
+
+
+def _by_picture(pictures: PictureSet, dataset: Path, key: Callable[[dict[str, Any]], str]) -> list[str]:
+    keys = {record_name(r): key(r) for r in manifest(dataset) if r["split"] == "train"}
+    absent = [name for name in pictures.names if name not in keys]
+    if absent:
+        raise InputError(f"{dataset} holds a picture that its manifest does not name, {absent[0]}; build it again")
+    return [keys[name] for name in pictures.names]
+
+
+def _smoothed(targets: FloatArray, share: float) -> FloatArray:
+    return np.asarray((1 - share) * targets + share / len(LABELS), dtype=np.float32)
+
+
+def _class_weights(labels: npt.NDArray[np.int64], power: float) -> FloatArray:
+    """(7,) float32 in proportion to n^-power, such that the mean over all faces is 1."""
+    counts = np.bincount(labels, minlength=len(LABELS))
+    weights = np.maximum(counts, 1.0) ** -power
+    return np.asarray(weights * counts.sum() / (weights * counts).sum(), dtype=np.float32)

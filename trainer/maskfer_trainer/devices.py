@@ -1,0 +1,51 @@
+"""What a training runs on, and how it is spread over several devices."""
+
+from __future__ import annotations
+
+import keras
+
+from maskfer_edge.errors import InputError
+
+
+def gpus() -> list[str]:
+    """Names of the GPUs that Keras' backend sees and will use."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return [device.name for device in tf.config.list_physical_devices("GPU")]
+    if backend == "jax":
+        import jax
+
+        return [str(device) for device in jax.devices() if device.platform != "cpu"]
+    import torch
+
+    return [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+
+
+def describe() -> str:
+    """One line that says whether a GPU is used, and by what."""
+    found, backend = gpus(), keras.backend.backend()
+    if not found:
+        return f"No GPU is used: {backend} sees none; training on the CPU."
+    rest = "" if len(found) == 1 or backend == "jax" else f" alone, of {len(found)}"
+    return f"Training on GPU {found[0]}{rest}, by {backend}."
+
+
+def spread() -> str:
+    """Split each batch over all devices of this machine, by Keras' distribution API; says over what.
+
+    Raises:
+        InputError: If the backend is not JAX, the only one for which that interface spreads data, or
+            there is only one device.
+    """
+    if keras.backend.backend() != "jax":
+        raise InputError(
+            f"--distribute needs Keras' JAX backend, and this is {keras.backend.backend()}; "
+            "run: pip install jax, then set KERAS_BACKEND=jax"
+        )
+    devices = keras.distribution.list_devices()
+    if len(devices) < 2:
+        raise InputError(f"--distribute needs several devices; JAX sees {', '.join(devices)} alone")
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
+    return f"Each batch is split over {len(devices)} devices: {', '.join(devices)}"

@@ -1,0 +1,115 @@
+"""What determines a training run: settings, their defaults by network, and the file they can stand in."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+from maskfer_trainer.networks import ARCHITECTURES
+
+# The paper trains on masked faces as they are; where it names no figure, the choice is ours.
+PAPER = {
+    "epochs": 250,
+    "bare_share": 0.0,
+    "learning_rate": 5e-4,
+    "augmentation": 0.0,
+    "cutout": 0.0,
+    "mixup": 0.0,
+    "label_smoothing": 0.0,
+    "balance": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """What determines a training run, besides the data. Shares are from 0 to 1.
+
+    Attributes:
+        arch: A key of `networks.ARCHITECTURES`. ``paper`` trains as the paper did (Adam,
+            ReduceLROnPlateau, masked faces as they are); the others with AdamW, a cosine schedule
+            with warm-up, averaged weights and augmented faces.
+        epochs: Passes over the training faces; each is shown once in an epoch.
+        seed: Of weights, order and augmentation. The validation part is the same for every seed.
+        batch_size: Faces a step.
+        bare_share: Share of faces shown without their mask, drawn anew each epoch. With 1 the
+            network is also judged on bare faces.
+        validation_share: Share of the training part that is kept for validation.
+        learning_rate: Adam's first (paper) or AdamW's highest.
+        augmentation: Strength of the random changes to faces, see `augment.augment`.
+        cutout: Share of faces with a random patch over the lower half, see `augment.cut_out`.
+        mixup: Parameter of the Beta distribution that faces are mixed by (Zhang and others, mixup,
+            2018); 0 mixes none.
+        label_smoothing: Share of the target that is spread over all classes.
+        balance: Power of class balancing: a class of n faces weighs n^-balance in the loss. 0: each
+            face weighs the same; 1: each class does.
+        teacher_share: Share of the target that a teacher's scores make up, if there is a teacher.
+    """
+
+    arch: str = "lean"
+    epochs: int = 30
+    seed: int = 0
+    batch_size: int = 128
+    bare_share: float = 0.3
+    validation_share: float = 0.05
+    learning_rate: float = 2e-3
+    augmentation: float = 1.0
+    cutout: float = 0.25
+    mixup: float = 0.0
+    label_smoothing: float = 0.1
+    balance: float = 0.25
+    teacher_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected: tuple[type, ...] = {"str": (str,), "int": (int,)}.get(str(field.type), (int, float))
+            if not isinstance(value, expected) or isinstance(value, bool):
+                raise InputError(f"{field.name} must be of type {field.type}; received {value!r}")
+        if self.arch not in ARCHITECTURES:
+            raise InputError(f"unknown architecture {self.arch!r}; there are {', '.join(ARCHITECTURES)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; received {getattr(self, name)}")
+        for name in ("bare_share", "augmentation", "cutout", "label_smoothing", "balance", "teacher_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
+        if not 0 < self.validation_share < 1:
+            raise InputError(f"validation_share must be between 0 and 1; received {self.validation_share}")
+        if self.seed < 0 or not self.learning_rate > 0 or not 0 <= self.mixup < float("inf"):
+            raise InputError(
+                "the seed and mixup must not be negative, and the learning rate above 0; "
+                f"received {self.seed}, {self.mixup} and {self.learning_rate}"
+            )
+        if self.arch == "paper" and (self.augmentation, self.cutout, self.mixup) != (0, 0, 0):
+            raise InputError("the paper's network is trained on faces as they are; leave out augmentation, "
+                             "cutout and mixup, or choose another network")  # fmt: skip
+
+
+def fit_settings(config: Path | None, given: dict[str, Any]) -> FitSettings:
+    """Settings by a TOML file and by flags, which win; the rest is the network's default.
+
+    Args:
+        config: File of `FitSettings`' attributes, or None.
+        given: Attributes by name; None counts as not given.
+
+    Raises:
+        InputError: If the file cannot be read, holds an unknown key, or a value makes no sense.
+    """
+    chosen: dict[str, Any] = {}
+    if config is not None:
+        try:
+            chosen = tomllib.loads(read_bytes(config).decode())
+        except ValueError as error:  # of TOML and of UTF-8
+            raise InputError(f"{config} is no TOML file: {error}") from None
+        known = [field.name for field in fields(FitSettings)]
+        for key in chosen:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1, 0.0)[0]
+                raise InputError(f"{config} holds an unknown key {key!r}; the nearest known one is {near!r}")
+    chosen |= {name: value for name, value in given.items() if value is not None}
+    return FitSettings(**({**PAPER, **chosen} if chosen.get("arch") == "paper" else chosen))

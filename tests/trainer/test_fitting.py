@@ -29,7 +29,7 @@ def tiny() -> keras.Model:
     inputs = keras.Input((48, 48, 1))
     x = keras.layers.Rescaling(1 / 255)(inputs)
     x = keras.layers.ReLU()(keras.layers.BatchNormalization()(keras.layers.Conv2D(4, 3, strides=4)(x)))
-    x = keras.layers.GlobalAveragePooling2D()(x)
+    x = keras.layers.Dropout(0.3)(keras.layers.GlobalAveragePooling2D()(x))
     return keras.Model(inputs, keras.layers.Dense(7, activation="softmax")(x))
 
 
@@ -335,7 +335,10 @@ def test_a_network_learns_from_its_teacher(tiny_networks, monkeypatch, tmp_path,
     seen = []
     monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[4]) or FaceBatches(*given))
     fit(dataset, tmp_path / "run", settings(epochs=1), teacher=lean_run / "model.keras", verbose=0)
-    assert seen[0].shape == (len(seen[0]), 7)
+    training = read_part(dataset, "bare", "train")
+    training = training.take(~validation_part(training, dataset, 0.2))
+    expected = fitting._teacher_scores(lean_run / "model.keras", training, np.arange(len(training)))
+    assert np.allclose(seen[0], expected, atol=1e-5)
     assert json.loads((tmp_path / "run/run.json").read_text())["teacher_sha256"]
 
 
@@ -375,7 +378,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_state(
         return faces, targets, weights
 
     monkeypatch.setattr(fitting.FaceBatches, "__getitem__", poisoned)
-    with pytest.raises(InputError, match=r"loss became nan in epoch 2, batch 1; .*epoch 1 is kept.*--learning-rate"):
+    with pytest.raises(InputError, match=r"loss became nan at batch 1 in epoch 2; .*epoch 1 is kept.*--learning-rate"):
         fit(dataset, run, settings(), verbose=0)
     assert read_folder(run) == kept
     monkeypatch.setattr(fitting.FaceBatches, "__getitem__", real)
@@ -421,3 +424,75 @@ def test_spreading_over_devices_is_refused_before_anything_is_made(tmp_path, dat
     with pytest.raises(InputError, match="--distribute needs"):
         fit(dataset, tmp_path / "run", settings(), distribute=True, verbose=0)
     assert not (tmp_path / "run").exists()
+
+
+def test_an_epoch_s_figures_are_the_mean_over_its_batches(tiny_networks, monkeypatch, tmp_path, dataset):
+    told, real = [], keras.Model.train_on_batch
+
+    def train_on_batch(self, *batch, **options):
+        told.append(real(self, *batch, **options))
+        return told[-1]
+
+    monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
+    fit(dataset, tmp_path / "run", settings(epochs=1, batch_size=8), verbose=0)
+    assert len(told) == 4  # of 39 or so faces
+    row = history(tmp_path / "run")[0]
+    for name in ("loss", "accuracy"):
+        of_batches = [float(logs[name]) for logs in told]
+        assert row[name] == pytest.approx(np.mean(of_batches), rel=1e-5)
+        assert len(set(of_batches)) > 1
+
+
+def test_a_validation_loss_that_is_no_number_is_not_kept(tiny_networks, monkeypatch, tmp_path, dataset):
+    monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: {"loss": float("nan"), "accuracy": 0.5})
+    with pytest.raises(InputError, match="validation loss became nan in epoch 1; no epoch was finished"):
+        fit(dataset, tmp_path / "run", settings(), verbose=0)
+    assert not list((tmp_path / "run/checkpoints").iterdir())
+
+
+def test_a_best_network_that_was_not_written_any_more_is_written_on_resume(
+    tiny_networks, monkeypatch, tmp_path, dataset
+):
+    run, real = tmp_path / "run", run_folder.save_network
+
+    def stopped(model, path):
+        if path.name == "best.keras":
+            raise Stopped
+        real(model, path)
+
+    monkeypatch.setattr(run_folder, "save_network", stopped)
+    with pytest.raises(Stopped):
+        fit(dataset, run, settings(epochs=1), verbose=0)
+    monkeypatch.setattr(run_folder, "save_network", real)
+    fit(dataset, run, settings(epochs=1), resume=True, verbose=0)
+    last, best = (
+        keras.models.load_model(run / f"checkpoints/{name}.keras", compile=False) for name in ("last", "best")
+    )
+    for one, other in zip(last.get_weights(), best.get_weights(), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_networks, tmp_path, dataset):
+    fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
+    left = tmp_path / "run/checkpoints/.last.1234abcd.partial.keras"
+    left.write_bytes(b"half")
+    fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("checkpoints/last.keras", b"damaged"), ("history.csv", b""), ("history.csv", b"a,b\n1,x\n")]
+)
+def test_a_damaged_run_is_named_on_resume(tiny_networks, tmp_path, dataset, name, content):
+    fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(InputError, match="it is damaged"):
+        fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
+
+
+@pytest.mark.parametrize("wrong", ["initial", "teacher"])
+def test_a_mistake_leaves_no_run_behind(tiny_networks, tmp_path, dataset, wrong):
+    with pytest.raises(InputError):
+        fit(dataset, tmp_path / "run", settings(), verbose=0, **{wrong: dataset / "dataset.json"})
+    assert not (tmp_path / "run").exists()
+    assert [p.name for p in tmp_path.iterdir()] == []

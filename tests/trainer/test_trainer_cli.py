@@ -31,7 +31,14 @@ def green_template(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize(
     ("command", "option"),
-    [("build-dataset", "--mask"), ("masks", "--preview"), ("fit", "--resume"), ("evaluate", "--json")],
+    [
+        ("build-dataset", "--mask"),
+        ("masks", "--preview"),
+        ("networks", "--help"),
+        ("fit", "--resume"),
+        ("average", "--dataset"),
+        ("evaluate", "--json"),
+    ],
 )
 def test_every_command_has_help(run_main, command, option):
     ran = run_main(main, command, "--help")
@@ -41,7 +48,7 @@ def test_every_command_has_help(run_main, command, option):
 
 def test_all_commands_are_listed(run_main):
     ran = run_main(main, "--help")
-    assert all(command in ran.out for command in ("build-dataset", "masks", "fit", "evaluate"))
+    assert all(command in ran.out for command in ("build-dataset", "masks", "networks", "fit", "average", "evaluate"))
 
 
 def test_the_installed_command_runs():
@@ -192,6 +199,17 @@ def test_fit_takes_a_file_of_settings_and_says_what_it_runs_on(run_main, monkeyp
     assert (chosen.arch, chosen.mixup, chosen.seed, chosen.cutout) == ("lean-small", 0.2, 4, 0.5)
     assert (chosen.label_smoothing, chosen.balance, chosen.teacher_share) == (0, 1, 0.7)
     assert "GPU" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"), [("theano", "there are tensorflow, torch and jax"), ("torch", "pip install torch")]
+)
+def test_a_backend_that_is_not_there_is_one_line(run_main, monkeypatch, tmp_path, backend, said):
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    ran = run_main(main, "fit", tmp_path, "--out", tmp_path / "run")
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert said in ran.err
 
 
 def test_networks_are_listed_with_their_size(run_main):

@@ -94,4 +94,6 @@ def mix_up(
         own = share.reshape(-1, *(1,) * (values.ndim - 1))
         return np.asarray(own * values + (1 - own) * values[other], dtype=np.float32)
 
-    return mixed(faces), mixed(targets), mixed(weights)
+    # so that the loss is the mix of the two faces' weighted losses
+    weighed = mixed(weights)
+    return mixed(faces), mixed(weights[:, None] * targets) / weighed[:, None], weighed

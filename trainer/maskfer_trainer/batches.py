@@ -20,7 +20,8 @@ from maskfer_trainer.settings import FitSettings
 class FaceBatches:
     """Batches of faces, in an order and with changes that depend on seed and epoch alone.
 
-    Each face comes once an epoch, in one of its masks drawn anew, or without one.
+    Each face comes once an epoch, in one of its masks drawn anew, or without one. Batches are whole: the
+    few faces that fill none are others each epoch.
     """
 
     def __init__(
@@ -49,19 +50,19 @@ class FaceBatches:
         self._pictures = np.argsort(faces, kind="stable")
         _, self._first, self._counts = np.unique(faces[self._pictures], return_index=True, return_counts=True)
         self.weights = _class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
+        self.faces = len(self._first)
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
         """Draw the order of an epoch, counted from 0."""
         self.epoch = epoch
         random = np.random.default_rng([self.settings.seed, self.epoch])
-        count = len(self._first)
-        drawn = self._pictures[self._first + (random.random(count) * self._counts).astype(np.int64)]
-        self.order = drawn[random.permutation(count)]
-        self.is_bare = random.random(count) < (self.settings.bare_share if self.bare else 0)
+        drawn = self._pictures[self._first + (random.random(self.faces) * self._counts).astype(np.int64)]
+        self.order = drawn[random.permutation(self.faces)]
+        self.is_bare = random.random(self.faces) < (self.settings.bare_share if self.bare else 0)
 
     def __len__(self) -> int:
-        return -(-len(self._first) // self.settings.batch_size)
+        return max(1, self.faces // self.settings.batch_size)
 
     def __getitem__(self, index: int) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Faces (n, 48, 48, 1), 0 to 255, targets (n, 7) and weights (n,) of one batch."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -186,6 +189,7 @@ def fit_command(
 ) -> None:
     """Train a network on the faces of DATASET, with live curves in OUT/curves.png."""
     given = dict(locals())
+    _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.devices import describe
         from maskfer_trainer.fitting import fit
@@ -195,18 +199,40 @@ def fit_command(
     settings = fit_settings(config, {field.name: given[field.name] for field in fields(FitSettings)})
     say(device)
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
-    model = fit(
-        dataset,
-        out,
-        settings,
-        initial=initial,
-        teacher=teacher,
-        resume=resume,
-        distribute=distribute,
-        say=say,
-        verbose=1 if sys.stderr.isatty() else 2,
-    )
+    with redirect_stdout(sys.stderr):  # where Keras says how far it is
+        model = fit(
+            dataset,
+            out,
+            settings,
+            initial=initial,
+            teacher=teacher,
+            resume=resume,
+            distribute=distribute,
+            say=say,
+            verbose=1 if sys.stderr.isatty() else 2,
+        )
     print_result(str(model))
+
+
+@app.command("average")
+def average_command(
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="model.keras of runs with the same start.")],
+    dataset: Annotated[Path, typer.Option(help="Data set that they were trained on.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".keras file to write.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+) -> None:
+    """Make one network of several that started from the same weights (fit --initial): the mean of their weights."""
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.averaging import average
+
+        report = average(models, dataset, out, overwrite)
+    if json_:
+        print_json(report)
+        return
+    for path, share in report.each.items():
+        print_result(f"{path}: {share:.1%} of the masked validation faces right")
+    print_result(f"{report.model}: {report.average:.1%}, temperature {report.temperature:.2f}")
 
 
 @app.command("evaluate")
@@ -229,14 +255,23 @@ def evaluate_command(
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.evaluation import as_text, evaluate
         from maskfer_trainer.progress import progress_bar
-
-        with progress_bar("Finding faces") as progress:
-            chosen = detector if through_detector else ""
-            evaluation = evaluate(model, dataset, out, mirror=mirror, detector=chosen, progress=progress)
+    # outside, as what keeps native libraries quiet also keeps the bar from the terminal
+    with progress_bar("Finding faces") as progress:
+        evaluation = evaluate(
+            model, dataset, out, mirror=mirror, detector=detector if through_detector else "", progress=progress
+        )
     if json_:
         print_json(evaluation)
     else:
         print_result(as_text(evaluation))
+
+
+def _check_backend() -> None:
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    if backend not in ("tensorflow", "torch", "jax"):
+        raise InputError(f"KERAS_BACKEND is {backend!r}; there are tensorflow, torch and jax")
+    if backend != "tensorflow" and importlib.util.find_spec(backend) is None:
+        raise InputError(f"KERAS_BACKEND={backend} needs a package that is not here; run: pip install {backend}")
 
 
 def main() -> None:

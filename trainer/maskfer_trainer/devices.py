@@ -28,16 +28,16 @@ def describe() -> str:
     found, backend = gpus(), keras.backend.backend()
     if not found:
         return f"No GPU is used: {backend} sees none; training on the CPU."
-    rest = "" if len(found) == 1 or backend == "jax" else f" alone, of {len(found)}"
+    rest = "" if len(found) == 1 else f", of {len(found)}; all are used under JAX with --distribute"
     return f"Training on GPU {found[0]}{rest}, by {backend}."
 
 
-def spread() -> str:
+def spread(batch_size: int) -> str:
     """Split each batch over all devices of this machine, by Keras' distribution API; says over what.
 
     Raises:
-        InputError: If the backend is not JAX, the only one for which that interface spreads data, or
-            there is only one device.
+        InputError: If the backend is not JAX, the only one for which that interface spreads data,
+            there is only one device, or a batch cannot be split evenly.
     """
     if keras.backend.backend() != "jax":
         raise InputError(
@@ -47,5 +47,9 @@ def spread() -> str:
     devices = keras.distribution.list_devices()
     if len(devices) < 2:
         raise InputError(f"--distribute needs several devices; JAX sees {', '.join(devices)} alone")
+    if batch_size % len(devices):
+        raise InputError(
+            f"a batch of {batch_size} cannot be split evenly over {len(devices)} devices; change --batch-size"
+        )
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return f"Each batch is split over {len(devices)} devices: {', '.join(devices)}"

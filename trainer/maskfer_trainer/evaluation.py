@@ -17,6 +17,7 @@ from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import read_bytes, whole_file, write_whole
+from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.keras_file import predict_views
 from maskfer_trainer.through_detector import DetectorFigures, through_detector
@@ -116,7 +117,8 @@ def evaluate(
     if out is not None and out.exists():
         raise OutputError(f"{out} is already there; name another folder")
     finder = open_detector(detector) if detector else None
-    predict, margins = open_model(model, mirror=mirror)
+    with quiet_native_libraries():
+        predict, margins = open_model(model, mirror=mirror)
     if detector and detector not in margins:
         raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")
     records = {record_name(r): r for r in manifest(dataset) if r["split"] == "test"}

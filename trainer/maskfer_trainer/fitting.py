@@ -22,7 +22,7 @@ from maskfer_trainer.calibration import best_temperature, calibration_error, fol
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import History, RunFolder, open_run, read_history
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history, save_network
 from maskfer_trainer.settings import FitSettings
 
 
@@ -40,8 +40,8 @@ def fit(
 ) -> Path:
     """Train a network.
 
-    The model that is kept is the one of the epoch with the best accuracy on masked validation
-    faces, which are cut from the training part. Its confidence is calibrated on them. The test part
+    The model that is kept is the one of the epoch with the best accuracy on the validation part, which
+    is cut from the training part (see `read_validation`). Its confidence is calibrated on them. The test part
     is not touched.
 
     Args:
@@ -72,58 +72,66 @@ def fit(
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     if teacher is not None:
         config["teacher_sha256"] = hashlib.sha256(read_bytes(teacher)).hexdigest()
+    check_run(run, config, resume)
     if distribute:
-        say(spread())
-    open_run(run, config, resume)
+        say(spread(settings.batch_size))
     keras.utils.set_random_seed(settings.seed)
+    batches, validation = _read_parts(dataset, settings, teacher)
+    say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
 
-    masked = read_part(dataset, "masked", "train")
-    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teacher is not None else None
-    if bare is not None and bare.names != masked.names:
-        raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
-    faces = faces_shown(masked, dataset)
-    held_out = validation_part(masked, dataset, settings.validation_share)
-    # a network of bare faces alone is judged on bare faces
-    judged = bare if bare is not None and settings.bare_share == 1 else masked
-    training, validation = masked.take(~held_out), judged.take(held_out)
-    _check_parts(training, validation, dataset)
-    bare = bare.take(~held_out) if bare else None
-    scores = _teacher_scores(teacher, bare, faces[~held_out]) if teacher is not None and bare is not None else None
-    batches = FaceBatches(training, bare, faces[~held_out], settings, scores)
-    say(f"{len(set(faces[~held_out].tolist()))} faces to train on, {len(set(faces[held_out].tolist()))} to validate")
-
-    last, best = run / "checkpoints" / "last.keras", run / "checkpoints" / "best.keras"
+    model, done = ARCHITECTURES[settings.arch](), 0
     history: History = []
-    if resume and last.exists():
-        model = _load_state(last, settings, len(batches))
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // len(batches)
-        history = read_history(run)[:done]
-    else:
-        done = 0
-        model = ARCHITECTURES[settings.arch]()
-        if initial is not None:
-            _take_weights(model, initial)
-        _compile(model, settings, len(batches))
+    if initial is not None:
+        _take_weights(model, initial)
+    _compile(model, settings, len(batches))
+    if not (run / "run.json").exists():
+        make_run(run, config)
+    elif (run / "checkpoints" / "last.keras").exists():
+        model, done, history = _load_state(run, settings, len(batches))
     if done < settings.epochs:
         callbacks = [*_callbacks(model, settings, history), RunFolder(run, history)]
         _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
     elif (run / "model.keras").exists():
         return run / "model.keras"
-    best_row = max(history, key=lambda row: row["val_accuracy"])
+    if distribute:
+        keras.distribution.set_distribution(None)
+    best_row = best_of(history)
     metadata = {
         **config,
         "architecture": settings.arch,
         "backend": keras.backend.backend(),
         "best_epoch": int(best_row["epoch"]),
         "validation_accuracy": round(best_row["val_accuracy"], 4),
-        "training_pictures": len(training),
+        "training_pictures": len(batches.masked),
         "validation_pictures": len(validation),
     }
-    write_calibrated(keras.models.load_model(best, compile=False), validation, metadata, run / "model.keras")
+    best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
+    write_calibrated(best, validation, metadata, run / "model.keras")
     return run / "model.keras"
 
 
-def write_calibrated(network: keras.Model, validation: PictureSet, metadata: dict[str, Any], path: Path) -> None:
+def read_validation(dataset: Path, settings: FitSettings) -> PictureSet:
+    """The pictures that a network is judged on: masked ones, or bare ones if it is trained on these alone."""
+    pictures = read_part(dataset, "bare" if settings.bare_share == 1 else "masked", "train")
+    return pictures.take(validation_part(pictures, dataset, settings.validation_share))
+
+
+def _read_parts(dataset: Path, settings: FitSettings, teacher: Path | None) -> tuple[FaceBatches, PictureSet]:
+    masked = read_part(dataset, "masked", "train")
+    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teacher is not None else None
+    if bare is not None and bare.names != masked.names:
+        raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
+    held_out = validation_part(masked, dataset, settings.validation_share)
+    judged = bare if bare is not None and settings.bare_share == 1 else masked  # as `read_validation`
+    faces = faces_shown(masked, dataset)[~held_out]
+    training, validation = masked.take(~held_out), judged.take(held_out)
+    _check_parts(training, validation, dataset)
+    bare = bare.take(~held_out) if bare else None
+    scores = _teacher_scores(teacher, bare, faces) if teacher is not None and bare is not None else None
+    return FaceBatches(training, bare, faces, settings, scores), validation
+
+
+def write_calibrated(network: keras.Model, validation: PictureSet, metadata: dict[str, Any], path: Path) -> float:
     """Write a network with the temperature folded in that suits the validation faces, and what was measured.
 
     Args:
@@ -131,6 +139,9 @@ def write_calibrated(network: keras.Model, validation: PictureSet, metadata: dic
         validation: Faces that it was not trained on.
         metadata: To write with it; temperature and calibration errors are added.
         path: `.keras` file; an existing one is replaced.
+
+    Returns:
+        The temperature.
     """
     views = predict_views(network, validation.images)
     temperature = best_temperature(views, validation.labels)
@@ -144,6 +155,7 @@ def write_calibrated(network: keras.Model, validation: PictureSet, metadata: dic
     with tempfile.TemporaryDirectory() as folder:
         network.save(Path(folder) / "model.keras")
         embed_metadata(Path(folder) / "model.keras", path, {**metadata, **calibration})
+    return temperature
 
 
 def _check_parts(training: PictureSet, validation: PictureSet, dataset: Path) -> None:
@@ -179,14 +191,14 @@ def _take_weights(model: keras.Model, initial: Path) -> None:
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
     if settings.arch == "paper":
-        optimizer = keras.optimizers.Adam(settings.learning_rate)
+        optimizer = keras.optimizers.Adam(float(settings.learning_rate))
     else:
         warm_up = min(2 * steps, settings.epochs * steps // 4)
         schedule = keras.optimizers.schedules.CosineDecay(
             1e-5,
             settings.epochs * steps - warm_up,
             alpha=0.002,
-            warmup_target=settings.learning_rate,
+            warmup_target=float(settings.learning_rate),
             warmup_steps=warm_up,
         )
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
@@ -215,18 +227,27 @@ def _train(
     calls.on_train_begin()
     for epoch in epochs:
         batches.start_epoch(epoch)
-        model.reset_metrics()
+        _seed_dropout(model, batches.settings.seed, epoch)
         calls.on_epoch_begin(epoch)
-        logs: dict[str, float] = {}
+        sums: dict[str, float] = {}
         for index in range(len(batches)):
             calls.on_train_batch_begin(index)
-            logs = {
-                name: float(value) for name, value in model.train_on_batch(*batches[index], return_dict=True).items()
-            }
-            calls.on_train_batch_end(index, logs)
+            model.reset_metrics()  # what comes is of this batch alone; what is told is the mean, as `fit` tells it
+            for name, value in model.train_on_batch(*batches[index], return_dict=True).items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            calls.on_train_batch_end(index, {name: total / (index + 1) for name, total in sums.items()})
+        told = {name: total / len(batches) for name, total in sums.items()}
         judged = model.evaluate(faces, targets, batch_size=256, callbacks=calls, return_dict=True, verbose=0)
-        calls.on_epoch_end(epoch, logs | {f"val_{name}": float(value) for name, value in judged.items()})
+        calls.on_epoch_end(epoch, told | {f"val_{name}": float(value) for name, value in judged.items()})
     calls.on_train_end()
+
+
+def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Let dropout depend on seed and epoch alone; Keras does not keep where its generators stand."""
+    for index, layer in enumerate(model.layers):
+        if generator := getattr(layer, "seed_generator", None):
+            state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
+            generator.state.assign(state.astype(generator.state.dtype))
 
 
 def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> list[keras.callbacks.Callback]:
@@ -234,20 +255,32 @@ def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> l
         return [_plateau(model, history, settings.learning_rate)]
     # validates and keeps the running mean of the weights; goes first, so that all others see it
     averaging = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-    averaging._ema_weights_in_model = bool(history)  # as last.keras was kept
+    averaging._ema_weights_in_model = len(history) > 0  # as last.keras was kept
     return [averaging]
 
 
-def _load_state(path: Path, settings: FitSettings, steps: int) -> keras.Model:
-    """The model and its optimizer as `RunFolder` kept them."""
-    model = keras.models.load_model(path)
-    kept = model.optimizer.variables
-    # Keras does not keep which variables are excluded from weight decay
-    _compile(model, settings, steps)
-    model.optimizer.build(model.trainable_variables)
-    for variable, value in zip(model.optimizer.variables, kept, strict=True):
-        variable.assign(value)
-    return model
+def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, int, History]:
+    """The model and its optimizer, the epochs done and the history, as `RunFolder` kept them."""
+    last = run / "checkpoints" / "last.keras"
+    try:
+        model = keras.models.load_model(last)
+        kept = model.optimizer.variables
+        # Keras does not keep which variables are excluded from weight decay
+        _compile(model, settings, steps)
+        model.optimizer.build(model.trainable_variables)
+        for variable, value in zip(model.optimizer.variables, kept, strict=True):
+            variable.assign(value)
+        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
+        history = read_history(run)[:done]
+        if len(history) < done:
+            raise ValueError(f"history.csv has {len(history)} of {done} epochs")
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{run} cannot be gone on with, it is damaged: {reason}; start a new run") from error
+    if best_of(history) is history[-1]:
+        # it may have been cut short between the two
+        save_network(model, run / "checkpoints" / "best.keras")
+    return model, done, history
 
 
 def _plateau(model: keras.Model, history: History, first_rate: float) -> keras.callbacks.Callback:

@@ -43,7 +43,7 @@ def lean() -> Model:
 
 
 def lean_small() -> Model:
-    """The network for a Raspberry Pi Zero 2: 0.14 M parameters, 8 million multiply-accumulates (own design)."""
+    """The network for a Raspberry Pi Zero 2: 0.16 M parameters, 8 million multiply-accumulates (own design)."""
     return _residual("lean-small", stem=(16, 32), blocks=((32, 1), (64, 2), (64, 1)))
 
 

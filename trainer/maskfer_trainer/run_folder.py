@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,45 +37,39 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         """Keras calls this after each batch."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
-            kept = f"the state after epoch {len(self.history)} is kept" if self.history else "no epoch was finished"
-            raise InputError(
-                f"the loss became {loss} in epoch {len(self.history) + 1}, batch {batch + 1}; {kept} in {self.run}; "
-                "train again with a lower --learning-rate"
-            )
+            self._refuse(f"the loss became {loss} at batch {batch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Keras calls this after each epoch."""
         logs = logs or {}
-        before = max((row["val_accuracy"] for row in self.history), default=-1.0)
+        if not math.isfinite(logs["val_loss"]):
+            self._refuse(f"the validation loss became {logs['val_loss']}")
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.history.append({"epoch": epoch + 1, "learning_rate": rate, **logs})
-        if logs["val_accuracy"] > before:
-            self._save("best.keras")
         _write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
-        # last, as resuming starts from it: whatever was cut short before is done again
-        self._save("last.keras")
+        # resuming starts from it: whatever was cut short before is done again
+        save_network(self.model, self.run / "checkpoints" / "last.keras")
+        if best_of(self.history) is self.history[-1]:
+            save_network(self.model, self.run / "checkpoints" / "best.keras")
 
-    def _save(self, name: str) -> None:
-        with whole_file(self.run / "checkpoints" / name, overwrite=True) as partial:
-            self.model.save(partial)
+    def _refuse(self, what: str) -> None:
+        kept = f"the state after epoch {len(self.history)} is kept" if self.history else "no epoch was finished"
+        raise InputError(
+            f"{what} in epoch {len(self.history) + 1}; {kept} in {self.run}; train again with a lower --learning-rate"
+        )
 
 
-def open_run(run: Path, config: dict[str, Any], resume: bool) -> None:
-    """Make the folder of a run, or check that it holds the run that is to go on.
+def check_run(run: Path, config: dict[str, Any], resume: bool) -> None:
+    """Check that a run can be started, or that the folder holds the one that is to go on.
 
     Raises:
         InputError: If there is no run to go on with, or it has another configuration.
-        OutputError: If there is one already, or the folder cannot be made.
+        OutputError: If there is one already.
     """
     if not resume:
         if run.exists():
             raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
-        try:
-            (run / "checkpoints").mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{run} cannot be made: {error.strerror}") from error
-        write_whole(run / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
         return
     try:
         started = json.loads((run / "run.json").read_bytes())
@@ -86,6 +81,32 @@ def open_run(run: Path, config: dict[str, Any], resume: bool) -> None:
         raise InputError(
             f"{run} was started otherwise: {_difference(started, config)}; repeat that, or start a new run"
         )
+    for partial in (run / "checkpoints").glob(".*.partial*"):  # of a run that was killed while it wrote
+        partial.unlink()
+
+
+def make_run(run: Path, config: dict[str, Any]) -> None:
+    """Make the folder of a run, whole or not at all. Raises OutputError if it cannot be made."""
+    try:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
+            made = Path(folder) / run.name
+            (made / "checkpoints").mkdir(parents=True)
+            write_whole(made / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+            made.rename(run)
+    except OSError as error:
+        raise OutputError(f"{run} cannot be made: {error.strerror}") from error
+
+
+def save_network(model: keras.Model, path: Path) -> None:
+    """Write a `.keras` file; an existing one is replaced when the new one is whole."""
+    with whole_file(path, overwrite=True) as partial:
+        model.save(partial)
+
+
+def best_of(history: History) -> dict[str, float]:
+    """The row of the first epoch with the best accuracy on the validation part."""
+    return max(history, key=lambda row: row["val_accuracy"])
 
 
 def read_history(run: Path) -> History:

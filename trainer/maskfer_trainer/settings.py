@@ -80,10 +80,12 @@ class FitSettings:
                 raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
         if not 0 < self.validation_share < 1:
             raise InputError(f"validation_share must be between 0 and 1; received {self.validation_share}")
-        if self.seed < 0 or not self.learning_rate > 0 or not 0 <= self.mixup < float("inf"):
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be within 0 and 2³² - 1; received {self.seed}")
+        if not 0 < self.learning_rate < float("inf") or not 0 <= self.mixup < float("inf"):
             raise InputError(
-                "the seed and mixup must not be negative, and the learning rate above 0; "
-                f"received {self.seed}, {self.mixup} and {self.learning_rate}"
+                "mixup must not be negative, and the learning rate above 0; "
+                f"received {self.mixup} and {self.learning_rate}"
             )
         if self.arch == "paper" and (self.augmentation, self.cutout, self.mixup) != (0, 0, 0):
             raise InputError("the paper's network is trained on faces as they are; leave out augmentation, "

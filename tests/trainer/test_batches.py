@@ -31,7 +31,20 @@ def greys(made: FaceBatches) -> list[int]:
 
 
 def test_each_face_comes_once_an_epoch():
-    assert sorted(greys(batches([0, 1, 2, 3, 4, 5, 6]))) == list(range(7))
+    assert sorted(greys(batches([0, 1, 2, 3, 4, 5]))) == list(range(6))
+
+
+def test_faces_that_fill_no_batch_are_others_each_epoch():
+    made = batches([0, 1, 2, 3, 4, 5, 6])
+    left_out = set()
+    for epoch in range(30):
+        made.start_epoch(epoch)
+        left_out |= set(range(7)) - set(greys(made))
+    assert left_out == set(range(7))
+
+
+def test_fewer_faces_than_a_batch_are_one_batch():
+    assert sorted(greys(batches([0, 1]))) == [0, 1]
 
 
 def test_each_face_comes_once_in_one_of_its_masks():
@@ -46,9 +59,9 @@ def test_each_face_comes_once_in_one_of_its_masks():
     assert seen == [{0, 1}, {2, 3, 4}, {5}]
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, set(range(7))), (1.0, set(range(100, 107)))])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, set(range(6))), (1.0, set(range(100, 106)))])
 def test_the_bare_share_chooses_the_part(share, expected):
-    labels = [0, 1, 2, 3, 4, 5, 6]
+    labels = [0, 1, 2, 3, 4, 5]
     assert set(greys(batches(labels, bare=pictures(labels, 100), bare_share=share))) == expected
 
 

@@ -36,7 +36,6 @@ def green_template(tmp_path_factory) -> Path:
         ("masks", "--preview"),
         ("networks", "--help"),
         ("fit", "--resume"),
-        ("average", "--dataset"),
         ("evaluate", "--json"),
     ],
 )
@@ -48,7 +47,7 @@ def test_every_command_has_help(run_main, command, option):
 
 def test_all_commands_are_listed(run_main):
     ran = run_main(main, "--help")
-    assert all(command in ran.out for command in ("build-dataset", "masks", "networks", "fit", "average", "evaluate"))
+    assert all(command in ran.out for command in ("build-dataset", "masks", "networks", "fit", "evaluate"))
 
 
 def test_the_installed_command_runs():

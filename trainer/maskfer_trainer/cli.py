@@ -214,27 +214,6 @@ def fit_command(
     print_result(str(model))
 
 
-@app.command("average")
-def average_command(
-    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="model.keras of runs with the same start.")],
-    dataset: Annotated[Path, typer.Option(help="Data set that they were trained on.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".keras file to write.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
-) -> None:
-    """Make one network of several that started from the same weights (fit --initial): the mean of their weights."""
-    with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.averaging import average
-
-        report = average(models, dataset, out, overwrite)
-    if json_:
-        print_json(report)
-        return
-    for path, share in report.each.items():
-        print_result(f"{path}: {share:.1%} of the masked validation faces right")
-    print_result(f"{report.model}: {report.average:.1%}, temperature {report.temperature:.2f}")
-
-
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A .keras of trainer fit or a .tflite of converter quantize.")],

@@ -32,8 +32,8 @@ def describe() -> str:
     return f"Training on GPU {found[0]}{rest}, by {backend}."
 
 
-def spread(batch_size: int) -> str:
-    """Split each batch over all devices of this machine, by Keras' distribution API; says over what.
+def spread(batch_size: int) -> list[str]:
+    """Split each batch over all devices of this machine, by Keras' distribution API; gives their names.
 
     Raises:
         InputError: If the backend is not JAX, the only one for which that interface spreads data,
@@ -52,4 +52,4 @@ def spread(batch_size: int) -> str:
             f"a batch of {batch_size} cannot be split evenly over {len(devices)} devices; change --batch-size"
         )
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
-    return f"Each batch is split over {len(devices)} devices: {', '.join(devices)}"
+    return list(devices)

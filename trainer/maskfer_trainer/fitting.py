@@ -73,11 +73,14 @@ def fit(
     if teacher is not None:
         config["teacher_sha256"] = hashlib.sha256(read_bytes(teacher)).hexdigest()
     check_run(run, config, resume)
-    if distribute:
-        say(spread(settings.batch_size))
+    devices = spread(settings.batch_size) if distribute else []
     keras.utils.set_random_seed(settings.seed)
     batches, validation = _read_parts(dataset, settings, teacher)
     say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
+    if devices:
+        say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
+        # what is judged must split evenly too
+        validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
     model, done = ARCHITECTURES[settings.arch](), 0
     history: History = []
@@ -93,7 +96,7 @@ def fit(
         _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
     elif (run / "model.keras").exists():
         return run / "model.keras"
-    if distribute:
+    if devices:
         keras.distribution.set_distribution(None)
     best_row = best_of(history)
     metadata = {
@@ -211,6 +214,7 @@ def _train(
     """
     faces = validation.images[..., None].astype(np.float32)
     targets = np.eye(len(LABELS), dtype=np.float32)[validation.labels]
+    size = batches.settings.batch_size
     calls = keras.callbacks.CallbackList(
         callbacks, add_progbar=verbose > 0, model=model, verbose=verbose, epochs=epochs.stop, steps=len(batches)
     )
@@ -227,7 +231,7 @@ def _train(
                 sums[name] = sums.get(name, 0.0) + float(value)
             calls.on_train_batch_end(index, {name: total / (index + 1) for name, total in sums.items()})
         told = {name: total / len(batches) for name, total in sums.items()}
-        judged = model.evaluate(faces, targets, batch_size=256, callbacks=calls, return_dict=True, verbose=0)
+        judged = model.evaluate(faces, targets, batch_size=size, callbacks=calls, return_dict=True, verbose=0)
         calls.on_epoch_end(epoch, told | {f"val_{name}": float(value) for name, value in judged.items()})
     calls.on_train_end()
 

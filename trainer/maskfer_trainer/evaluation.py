@@ -174,8 +174,7 @@ def open_model(path: Path, *, mirror: bool = True) -> tuple[Predict, Mapping[str
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
-    views = 2 if mirror else 1
-    return lambda images: predict_views(network, images)[:views].mean(axis=0), CROP_MARGINS
+    return lambda images: predict_views(network, images, mirror=mirror).mean(axis=0), CROP_MARGINS
 
 
 def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str]) -> PartFigures:

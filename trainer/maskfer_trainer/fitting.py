@@ -82,15 +82,16 @@ def fit(
         # what is judged must split evenly too
         validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
-    model, done = ARCHITECTURES[settings.arch](), 0
-    history: History = []
-    if initial is not None:
-        _take_weights(model, initial)
-    _compile(model, settings, len(batches))
-    if not (run / "run.json").exists():
-        make_run(run, config)
-    elif (run / "checkpoints" / "last.keras").exists():
+    done, history = 0, History()
+    if (run / "checkpoints" / "last.keras").exists():
         model, done, history = _load_state(run, settings, len(batches))
+    else:
+        model = ARCHITECTURES[settings.arch]()
+        if initial is not None:
+            _take_weights(model, initial)
+        _compile(model, settings, len(batches))
+    if not resume:
+        make_run(run, config)
     if done < settings.epochs:
         callbacks = [*_callbacks(model, settings, history), RunFolder(run, history)]
         _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)

@@ -28,16 +28,17 @@ def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None
         new.writestr(zipfile.ZipInfo(METADATA_NAME, (1980, 1, 1, 0, 0, 0)), json.dumps(metadata, indent=2))
 
 
-def predict_views(network: Any, images: UInt8Array) -> FloatArray:
+def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> FloatArray:
     """What a loaded Keras network says of faces and of their mirror images.
 
     Args:
         network: A `keras.Model` of the contract's shapes.
         images: (n, 48, 48) uint8 grey faces.
+        mirror: Whether to ask about the mirror images.
 
     Returns:
-        (2, n, 7) float32 scores; the runtime's are their mean over the first axis.
+        (2, n, 7) float32 scores, (1, n, 7) without mirror images; the runtime's are their mean over the first axis.
     """
     faces = images[..., None].astype(np.float32)
-    views = [network.predict(view, batch_size=256, verbose=0) for view in (faces, faces[:, :, ::-1])]
-    return np.asarray(views, dtype=np.float32)
+    views = (faces, faces[:, :, ::-1]) if mirror else (faces,)
+    return np.asarray([network.predict(view, batch_size=256, verbose=0) for view in views], dtype=np.float32)

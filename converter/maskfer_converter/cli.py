@@ -2,44 +2,239 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskfer_edge.command_line import make_app, print_json, print_result, run_app
+from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.dependencies import extra
+from maskfer_edge.errors import ModelError
 from maskfer_edge.quiet import quiet_native_libraries
 
-app = make_app("Converts trained networks to self-describing int8 TFLite files.")
+if TYPE_CHECKING:
+    from maskfer_converter.benchmark import Benchmark
+    from maskfer_converter.checks import Check
+    from maskfer_converter.graph import Tensor
+    from maskfer_converter.quantize import QuantizeReport
 
+app = make_app("Converts trained networks to self-describing TFLite files that prove themselves.")
 
-@app.callback()
-def _converter() -> None:
-    pass
+MaxDrop = Annotated[float, typer.Option(min=0, help="Accuracy that may be lost, in points of 100.")]
+MinAgreement = Annotated[float, typer.Option(min=0, max=100, help="Pictures of 100 that both must class alike.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+WORST_LAYERS = 5
 
 
 @app.command("quantize")
 def quantize_command(
     model: Annotated[Path, typer.Argument(help=".keras file of trainer fit.")],
     calibrate: Annotated[Path, typer.Option(help="Data set made by trainer build-dataset.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".tflite file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help=".tflite to write; its .report.json goes beside it.")],
+    form: Annotated[str, typer.Option("--format", help="int8, float16, dynamic or float.")] = "int8",
     per_class: Annotated[int, typer.Option(min=1, help="Calibration pictures of each class.")] = 72,
     seed: Annotated[int, typer.Option(help="Of the choice of calibration pictures.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    max_drop: MaxDrop = 0.5,
+    min_agreement: MinAgreement = 97.0,
+    force: Annotated[bool, typer.Option("--force", help="Write a model that fails its checks.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
+    json_: Json = False,
 ) -> None:
-    """Quantise MODEL to full integers and compare it with the float network on the test split."""
-    from maskfer_converter.quantize import quantize
+    """Quantise MODEL, compare it with the float network on the test split, and write it if it passes."""
+    from maskfer_converter.comparison import Limits
+    from maskfer_converter.quantize import RefusedModelError, quantize
 
-    with quiet_native_libraries():
-        report = quantize(model, calibrate, out, per_class, seed, overwrite)
+    refused = None
+    limits = Limits(max_drop, min_agreement)
+    with _steps() as progress, quiet_native_libraries():
+        try:
+            report = quantize(
+                model, calibrate, out, form, per_class, seed, limits,
+                force=force, overwrite=overwrite, progress=progress,
+            )  # fmt: skip
+        except RefusedModelError as error:
+            refused, report = error, error.report
     if json_:
         print_json(report)
+    else:
+        _print_report(report)
+    if refused:
+        raise refused
+    if report.failed:
+        say(f"converter: {out} fails {len(report.failed)} of {len(report.checks)} checks; written because of --force")
+
+
+@contextmanager
+def _steps() -> Iterator[Callable[[str], None]]:
+    """Shows the step at work on the terminal, if stderr is one; gives a function that takes the step's name."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
         return
-    print_result(f"{report.model}: {report.bytes / 1000:.0f} kB, calibrated on {report.calibration_pictures} pictures")
-    print_result(f"{'':14}{'float':>8}{'int8':>8}{'agree':>8}{'pictures':>10}")
-    for part, row in report.accuracy.items():
-        print_result(f"{part:14}{row['float']:8.1%}{row['int8']:8.1%}{row['agreement']:8.1%}{row['pictures']:10d}")
+    with extra("converter"):
+        from rich.console import Console
+    # a copy of stderr, as the native libraries' chatter to stderr is held back meanwhile
+    with (
+        os.fdopen(os.dup(sys.stderr.fileno()), "w") as terminal,
+        Console(file=terminal, force_terminal=True).status("loading TensorFlow") as status,
+    ):
+        yield status.update
+
+
+def _print_report(report: QuantizeReport) -> None:
+    faces = sum(report.calibration.values())
+    calibrated = f", calibrated on {faces} faces, a black and a white picture" if faces else ""
+    print_result(
+        f"{report.model}: {report.format}, {report.bytes / 1000:.0f} kB, "
+        f"{report.multiply_accumulates / 1e6:.1f} M multiply-accumulates{calibrated}"
+    )
+    print_result(f"\n{'':14}{'float':>8}{report.format:>9}{'agree':>8}{'pictures':>10}")
+    for part, row in report.comparison.items():
+        print_result(
+            f"{part:14}{row.float_accuracy:8.1%}{row.converted_accuracy:9.1%}{row.agreement:8.1%}{row.pictures:10d}"
+        )
+    parts = list(report.comparison)
+    print_result(f"\n{'recall':10}" + "".join(f"{part + ', float':>20}{report.format:>9}" for part in parts))
+    for label in report.comparison[parts[0]].recall:
+        cells = (report.comparison[part].recall[label] for part in parts)
+        print_result(f"{label:10}" + "".join(f"{c[0]:20.1%}{c[1]:9.1%}" if c else f"{'-':>20}{'-':>9}" for c in cells))
+    if report.layers:
+        print_result("\nworst layers, signal to quantisation noise")
+        for layer in report.layers[:WORST_LAYERS]:
+            print_result(f"{layer.sqnr_db:8.1f} dB  {layer.layer}")
+    print_result("")
+    _print_benchmark(report.latency)
+    print_result("")
+    _print_checks(report.checks)
+
+
+def _print_checks(checks: list[Check]) -> None:
+    for check in checks:
+        print_result(f"{'ok' if check.passed else 'FAILED':8}{check.what}{f' ({check.found})' if check.found else ''}")
+
+
+def _print_benchmark(found: Benchmark) -> None:
+    where = [f"{found.cores} cores", f"governor {found.governor}" if found.governor else ""]
+    where.append(f"{found.celsius:.0f} °C" if found.celsius is not None else "")
+    print_result(f"{found.cpu}, {', '.join(filter(None, where))}")
+    width = max(len(timing.model) for timing in found.timings)
+    print_result(
+        f"{'model':{width}}  {'runtime':15}{'threads':>8}{'median ms':>11}{'p95 ms':>9}{'memory MB':>11}{'kB':>8}"
+    )
+    for t in found.timings:
+        print_result(
+            f"{t.model:{width}}  {t.runtime:15}{t.threads:8}{t.median_ms:11.3f}{t.p95_ms:9.3f}{t.memory_mb:11.1f}"
+            f"{t.bytes / 1000:8.0f}"
+        )
+    for runtime, why in found.missing.items():
+        print_result(f"{runtime} was not timed: {why}")
+
+
+@app.command("verify")
+def verify_command(
+    model: Annotated[Path, typer.Argument(help=".tflite of converter quantize.")],
+    pictures: Annotated[Path, typer.Argument(help="Data set made by trainer build-dataset.")],
+    max_drop: MaxDrop = 0.5,
+    min_agreement: MinAgreement = 97.0,
+    json_: Json = False,
+) -> None:
+    """Check MODEL, from the file alone and on the test split of PICTURES: whole, integer, runs, keeps its word."""
+    from maskfer_converter.comparison import Limits
+    from maskfer_converter.verify import verify
+
+    with quiet_native_libraries():
+        found = verify(model, pictures, Limits(max_drop, min_agreement))
+    if json_:
+        print_json(found)
+    else:
+        _print_checks(found.checks)
+        for part, share in found.accuracy.items():
+            other = "" if found.same_pictures else " (other pictures than the file's own figures)"
+            print_result(f"{part}: {share:.1%} right{other}")
+    if found.failed:
+        from maskfer_converter.quantize import failures
+
+        raise ModelError(
+            f"{model} fails {len(found.failed)} of {len(found.checks)} checks: {failures(found.failed)}; "
+            "do not use it, convert it again"
+        )
+
+
+@app.command("inspect")
+def inspect_command(model: Annotated[Path, typer.Argument(help="Any .tflite file.")], json_: Json = False) -> None:
+    """Show what MODEL says of itself, its operators and what they cost, and how each tensor is quantised."""
+    from maskfer_converter.inspection import inspect
+
+    found = inspect(model)
+    if json_:
+        print_json(found)
+        return
+    print_result(
+        f"{found.model}: {found.bytes / 1000:.0f} kB, of which {found.weight_bytes / 1000:.0f} kB constants; "
+        f"{found.multiply_accumulates / 1e6:.1f} M multiply-accumulates; needs TFLite {found.graph.min_runtime or '?'}"
+    )
+    if found.metadata is None:
+        print_result(f"no metadata: {found.why}")
+    else:
+        print_result("")
+        for key, value in found.metadata.items():
+            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+            print_result(f"{key:18} {', '.join(shown) if isinstance(shown, tuple) else shown}")
+    tensors = found.graph.tensors
+    print_result(f"\n{'operator':22}{'version':>8}{'M MACs':>9}  output")
+    for op in found.graph.operators:
+        out = tensors[op.outputs[0]]
+        print_result(f"{op.name:22}{op.version:8}{op.multiply_accumulates / 1e6:9.2f}  {_shape(out)} {out.dtype}")
+    print_result(f"\n{'tensor':40}{'type':>9}{'shape':>16}{'bytes':>9}  scale, zero point")
+    for tensor in tensors:
+        print_result(
+            f"{_cut(tensor.short_name, 39):40}{tensor.dtype:>9}{_shape(tensor):>16}{tensor.bytes:9}  {_scales(tensor)}"
+        )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "scalar"
+
+
+def _scales(tensor: Tensor) -> str:
+    if not tensor.scales:
+        return "-"
+    if len(tensor.scales) == 1:
+        return f"{tensor.scales[0]:.6g}, {tensor.zero_points[0]}"
+    zeros = ", ".join(map(str, sorted(set(tensor.zero_points))))
+    return f"{len(tensor.scales)} channels, {min(tensor.scales):.3g} to {max(tensor.scales):.3g}, {zeros}"
+
+
+@app.command("benchmark")
+def benchmark_command(
+    models: Annotated[list[Path], typer.Argument(help="Any .tflite files.", metavar="MODEL...")],
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated. Default: 1.")] = None,
+    runtime: Annotated[
+        list[str] | None,
+        typer.Option(help="litert, litert-builtin or tflite-runtime; may be repeated. Default: those that work here."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 300,
+    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each before those.")] = 30,
+    json_: Json = False,
+) -> None:
+    """Time MODELs side by side, in turns: median and 95th percentile, memory, and on what machine."""
+    from maskfer_converter.benchmark import benchmark, read_models
+    from maskfer_edge.runtime import RUNTIMES
+
+    contents = read_models(models)
+    with quiet_native_libraries():
+        found = benchmark(contents, threads or (1,), runtime or tuple(RUNTIMES), runs, warm_up)
+    if json_:
+        print_json(found)
+    else:
+        _print_benchmark(found)
 
 
 def main() -> None:

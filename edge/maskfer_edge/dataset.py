@@ -87,6 +87,44 @@ def record_name(record: dict[str, Any]) -> str:
     return f"{record['class']}/{record['stem']}"
 
 
+def split_records(dataset: Path, split: str) -> list[dict[str, Any]]:
+    """The manifest's records of one split (train or test), by class in the order of the labels, then by stem.
+
+    Raises:
+        InputError: If a class has none, or the data set is of an earlier version.
+    """
+    records = [record for record in manifest(dataset) if record["split"] == split]
+    if any("box" not in record for record in records):
+        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    present = {record["class"] for record in records}
+    for folder in CLASS_FOLDERS:
+        if folder not in present:
+            raise InputError(f"{dataset} holds no {split} pictures of {folder}; all seven classes are needed")
+    known = [record for record in records if record["class"] in CLASS_FOLDERS]
+    return sorted(known, key=lambda record: (CLASS_FOLDERS.index(record["class"]), str(record["stem"])))
+
+
+def read_pictures(dataset: Path, part: str, records: list[dict[str, Any]]) -> PictureSet:
+    """Read the masked or the bare pictures (`part`) of some records, preprocessed, in their order.
+
+    Raises:
+        InputError: If a picture was not kept, or is damaged.
+    """
+    key = "picture" if part == "masked" else "bare"
+    if any(key not in record for record in records):
+        raise InputError(f"{dataset} holds no {part} pictures; build it again with them (--keep-bare)")
+    read: dict[tuple[str, tuple[float, ...]], UInt8Array] = {}  # a bare face stands for all its masked pictures
+    images = []
+    for record in records:
+        picture = (str(record[key]), tuple(record["box"]))
+        if picture not in read:
+            read[picture] = preprocess(read_picture(dataset / picture[0]), record["box"])
+        images.append(read[picture])
+    labels = [CLASS_FOLDERS.index(record["class"]) for record in records]
+    stacked = np.stack(images).reshape(-1, INPUT_SIZE, INPUT_SIZE)
+    return PictureSet(stacked, np.asarray(labels, dtype=np.int64), tuple(map(record_name, records)))
+
+
 def read_part(dataset: Path, part: str, split: str) -> PictureSet:
     """Read one part (masked or bare) of one split (train or test), preprocessed.
 
@@ -96,24 +134,4 @@ def read_part(dataset: Path, part: str, split: str) -> PictureSet:
     Raises:
         InputError: If the part is not there, a class has no pictures, or a picture is damaged.
     """
-    records = [record for record in manifest(dataset) if record["split"] == split]
-    if any("box" not in record for record in records):
-        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
-    key = "picture" if part == "masked" else "bare"
-    if any(key not in record for record in records):
-        raise InputError(f"{dataset} holds no {part} pictures; build it again with them (--keep-bare)")
-    of_class = {name: [r for r in records if r["class"] == name] for name in CLASS_FOLDERS}
-    images, labels, names = [], [], []
-    read: dict[tuple[str, tuple[float, ...]], UInt8Array] = {}  # a bare face stands for all its masked pictures
-    for label, folder in enumerate(CLASS_FOLDERS):
-        if not of_class[folder]:
-            raise InputError(f"{dataset / part / split / folder} holds no pictures; all seven classes are needed")
-        for record in sorted(of_class[folder], key=lambda record: str(record["stem"])):
-            picture = (str(record[key]), tuple(record["box"]))
-            if picture not in read:
-                read[picture] = preprocess(read_picture(dataset / picture[0]), record["box"])
-            images.append(read[picture])
-            labels.append(label)
-            names.append(record_name(record))
-    stacked = np.stack(images).reshape(-1, INPUT_SIZE, INPUT_SIZE)
-    return PictureSet(stacked, np.asarray(labels, dtype=np.int64), tuple(names))
+    return read_pictures(dataset, part, split_records(dataset, split))

@@ -22,7 +22,7 @@ from maskfer_edge.contract import INPUT_SIZE, LABELS
 from maskfer_edge.errors import ModelError
 from maskfer_edge.files import read_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXPRESSION = "expression"
 JSON_NAME, LABELS_NAME = "maskfer.json", "labels.txt"
 FLATBUFFER_MARK = b"TFL3"
@@ -41,6 +41,8 @@ class ModelInfo:
             boxes as the training pictures were framed.
         training_data: Name and sha256 of the data set's manifest, and how many pictures.
         accuracy: Measured accuracies, e.g. ``{"masked test": {"float": 0.57, "int8": 0.57, ...}}``.
+        quantization: Format (``int8``, ``float16``, ``dynamic`` or ``float``), and what it was calibrated
+            and measured on: ``{"format": "int8", "calibration": {"Angry": 72, ...}, "seed": 0, ...}``.
         licence_note: What limits the use of the weights.
         kind: ``expression`` (or ``detector``, of another contract).
         labels: Class names in the order of the output.
@@ -53,6 +55,7 @@ class ModelInfo:
     crop_margins: Mapping[str, float]
     training_data: Mapping[str, Any]
     accuracy: Mapping[str, Any]
+    quantization: Mapping[str, Any]
     licence_note: str
     kind: str = EXPRESSION
     labels: tuple[str, ...] = LABELS

@@ -20,7 +20,9 @@ RUNTIMES = {
 AUTO = "auto"
 
 
-def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, name: str = "model") -> Any:
+def open_interpreter(
+    flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, name: str = "model", *, keep_tensors: bool = False
+) -> Any:
     """Open a model and allocate its tensors.
 
     Args:
@@ -28,6 +30,8 @@ def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, n
         runtime: ``auto`` (the first that is installed) or a key of `RUNTIMES`.
         threads: For the computation. More than one slows small networks down.
         name: For messages.
+        keep_tensors: Whether the tensors between the layers can be read after a run. They are computed by TFLite's own
+            kernels then, as a delegate keeps its own to itself.
 
     Returns:
         An ``Interpreter``; both runtimes have the same interface.
@@ -40,8 +44,8 @@ def open_interpreter(flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, n
     if runtime != AUTO and runtime not in RUNTIMES:
         raise InputError(f"unknown runtime {runtime!r}; there are {AUTO}, {', '.join(RUNTIMES)}")
     module, found = _import_runtime(runtime)
-    options = {}
-    if found == "litert-builtin":
+    options: dict[str, Any] = {"experimental_preserve_all_tensors": True} if keep_tensors else {}
+    if found == "litert-builtin" or keep_tensors:
         options["experimental_op_resolver_type"] = module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
     try:
         interpreter = module.Interpreter(model_content=flatbuffer, num_threads=threads, **options)

@@ -55,7 +55,7 @@ def fake(monkeypatch):
     ):
         interpreter = FakeInterpreter(raw, in_type, in_quantization, out_quantization, in_shape, out_shape)
         monkeypatch.setattr(classifier_module, "open_interpreter", lambda *_: interpreter)
-        model = Model(b"", ModelInfo("fake", {}, {}, {}, ""), "my.tflite")
+        model = Model(b"", ModelInfo("fake", {}, {}, {}, {}, ""), "my.tflite")
         return Classifier(model, mirror=False), interpreter
 
     return make

@@ -165,12 +165,12 @@ def test_read_part_refuses_bare_pictures_that_were_not_kept(tmp_path):
 def test_read_part_refuses_a_class_without_pictures(tmp_path):
     records = manifest(small_dataset(tmp_path, 1))
     write_manifest(tmp_path, [record for record in records if record["class"] != "fear"])
-    with pytest.raises(InputError, match=r"fear holds no pictures"):
+    with pytest.raises(InputError, match=r"no train pictures of fear; all seven"):
         read_part(tmp_path, "masked", "train")
 
 
 def test_read_part_refuses_an_empty_split(tmp_path):
-    with pytest.raises(InputError, match=r"test/angry holds no pictures"):
+    with pytest.raises(InputError, match=r"no test pictures of angry; all seven"):
         read_part(small_dataset(tmp_path), "masked", "test")
 
 

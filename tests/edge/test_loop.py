@@ -19,7 +19,7 @@ class FakeClassifier:
     """Says Happy of every face, and keeps the faces."""
 
     def __init__(self, margins):
-        info = ModelInfo("fake", margins, {}, {}, "")
+        info = ModelInfo("fake", margins, {}, {}, {}, "")
         self.model, self.faces = SimpleNamespace(info=info, name="my.tflite"), []
 
     def __call__(self, face):

@@ -13,7 +13,9 @@ FLATBUFFER = b"\x1c\x00\x00\x00TFL3" + bytes(range(256)) * 3
 
 
 def info(**changes):
-    said = ModelInfo("lean", {"haar": 0.1}, {"name": "fer"}, {"masked test": {"int8": 0.5}}, "research only")
+    said = ModelInfo(
+        "lean", {"haar": 0.1}, {"name": "fer"}, {"masked test": {"int8": 0.5}}, {"format": "int8"}, "research only"
+    )
     return replace(said, **changes)
 
 
@@ -111,7 +113,7 @@ def test_weights_that_lost_bytes_are_refused():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (packed_by_hand(format_version=2), "format version 2; this program reads 1"),
+        (packed_by_hand(format_version=1), "format version 1; this program reads 2"),
         (packed_by_hand(drop=["format_version"]), "format version None"),
         (packed_by_hand(kind="detector"), "kind 'detector'"),
         (packed_by_hand(labels=list(reversed(LABELS))), "other labels"),

@@ -1,0 +1,201 @@
+"""How long TFLite models take on this machine, side by side, and how much memory they need."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskfer_edge.errors import DependencyError, ModelError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.model_file import FLATBUFFER_MARK, strip
+from maskfer_edge.runtime import RUNTIMES, open_interpreter
+
+# Models take turns of so many runs: short against what changes in the machine, long against what a switch costs.
+TURN = 10
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model on one runtime with so many threads.
+
+    Attributes:
+        model: Its path.
+        runtime: Key of `runtime.RUNTIMES`.
+        threads: Of the computation.
+        median_ms: Of one run, one picture.
+        p95_ms: 95 of 100 runs took no longer.
+        runs: How many were timed.
+        memory_mb: By how much opening it and running it once made a fresh process grow, in 10^6 bytes.
+        bytes: Size of the file.
+    """
+
+    model: str
+    runtime: str
+    threads: int
+    median_ms: float
+    p95_ms: float
+    runs: int
+    memory_mb: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Timings, and what they were taken on.
+
+    Attributes:
+        timings: By model, then runtime, then threads.
+        cpu: As the system names it.
+        cores: That this process may use.
+        governor: Of the first core's clock; "" where it cannot be read.
+        celsius: Hottest thermal zone after the runs; None where there is none to read.
+        missing: Runtimes that do not work here, with the reason.
+    """
+
+    timings: list[Timing]
+    cpu: str
+    cores: int
+    governor: str
+    celsius: float | None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def benchmark(
+    models: Mapping[str, bytes],
+    threads: Sequence[int] = (1,),
+    runtimes: Sequence[str] = tuple(RUNTIMES),
+    runs: int = 300,
+    warm_up: int = 30,
+) -> Benchmark:
+    """Time models in turns, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        models: Name to the content of a `.tflite` file, maskfer's or anyone's; inputs are filled with seeded noise.
+        threads: Numbers of threads to try.
+        runtimes: Keys of `runtime.RUNTIMES`; one that is missing here is passed over if another is there.
+        runs: Timed runs of each.
+        warm_up: Runs of each before those.
+
+    Raises:
+        InputError: If a runtime's name is none.
+        ModelError: If the runtime refuses a model.
+        DependencyError: If none of the runtimes works here.
+    """
+    missing: dict[str, str] = {}
+    opened = []
+    for name, content in models.items():
+        flatbuffer = strip(content)
+        for runtime in runtimes:
+            try:
+                run = {count: open_interpreter(flatbuffer, runtime, count, name) for count in threads}
+            except DependencyError as error:
+                missing[runtime] = str(error)
+                continue
+            memory = memory_of(flatbuffer, runtime)
+            opened += [(name, runtime, count, run[count], memory, len(content)) for count in threads]
+    if not opened:
+        raise DependencyError("; ".join(missing.values()))
+    times = time_in_turns([interpreter for _, _, _, interpreter, _, _ in opened], runs, warm_up)
+    timings = [
+        Timing(name, runtime, count, *_median_p95(of_one), len(of_one), memory, size)
+        for (name, runtime, count, _, memory, size), of_one in zip(opened, times, strict=True)
+    ]
+    return Benchmark(timings, cpu_name(), len(os.sched_getaffinity(0)), governor(), hottest_celsius(), missing)
+
+
+def read_models(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Path to content of `.tflite` files. Raises ModelError if one is none, InputError if it cannot be read."""
+    models = {str(path): read_bytes(path) for path in paths}
+    for name, content in models.items():
+        if content[4:8] != FLATBUFFER_MARK:
+            raise ModelError(f"{name} is not a TFLite model")
+    return models
+
+
+def _median_p95(milliseconds: list[float]) -> tuple[float, float]:
+    median, p95 = np.percentile(milliseconds, (50, 95))
+    return round(float(median), 4), round(float(p95), 4)
+
+
+def time_in_turns(interpreters: Sequence[Any], runs: int, warm_up: int) -> list[list[float]]:
+    """Milliseconds of `runs` runs of each interpreter, in turns of `TURN`, after `warm_up` runs of each."""
+    for interpreter in interpreters:
+        fill_inputs(interpreter)
+        for _ in range(warm_up):
+            interpreter.invoke()
+    times: list[list[float]] = [[] for _ in interpreters]
+    while len(times[-1]) < runs:
+        for interpreter, of_one in zip(interpreters, times, strict=True):
+            for _ in range(min(TURN, runs - len(of_one))):
+                started = time.perf_counter()
+                interpreter.invoke()
+                of_one.append((time.perf_counter() - started) * 1000)
+    return times
+
+
+def fill_inputs(interpreter: Any) -> None:
+    """Fill all inputs with seeded noise: a byte's range, as pixels have."""
+    random = np.random.default_rng(0)
+    for detail in interpreter.get_input_details():
+        noise = random.integers(0, 256, size=detail["shape"]).astype(np.uint8)
+        interpreter.set_tensor(detail["index"], noise.astype(detail["dtype"]))
+
+
+def memory_of(flatbuffer: bytes, runtime: str) -> float:
+    """By how many 10^6 bytes a fresh process, with the runtime loaded, grows as it opens a model and runs it once."""
+    with multiprocessing.get_context("spawn").Pool(1) as fresh:
+        return fresh.apply(_growth, (flatbuffer, runtime))
+
+
+def _growth(flatbuffer: bytes, runtime: str) -> float:
+    importlib.import_module(RUNTIMES[runtime][0])
+    before = _resident_bytes()
+    interpreter = open_interpreter(flatbuffer, runtime)
+    fill_inputs(interpreter)
+    interpreter.invoke()
+    return round((_resident_bytes() - before) / 1e6, 2)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it; on a Raspberry Pi the board's name."""
+    board = _first_line("/proc/device-tree/model").rstrip("\0")
+    if board:
+        return board
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def governor() -> str:
+    """What sets the first core's clock, e.g. ``ondemand``; "" where it cannot be read."""
+    return _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def hottest_celsius() -> float | None:
+    """The hottest thermal zone; None where there is none to read."""
+    zones = (_first_line(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"))
+    return max((int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()), default=None)
+
+
+def _first_line(path: str) -> str:
+    try:
+        return Path(path).read_text().partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        return ""

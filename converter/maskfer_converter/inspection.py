@@ -1,0 +1,53 @@
+"""What a `.tflite` file holds, for people: metadata, operators, cost, quantisation of each tensor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maskfer_converter.graph import Graph, read_graph
+from maskfer_edge.errors import ModelError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.model_file import strip, unpack
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One file.
+
+    Attributes:
+        model: Its path.
+        bytes: Its size.
+        metadata: What it says of itself; None if it is no whole file of maskfer's.
+        why: Why there is no metadata; "" if there is.
+        graph: Operators and tensors.
+        multiply_accumulates: Of one pass.
+        weight_bytes: Of all constants.
+    """
+
+    model: str
+    bytes: int
+    metadata: dict[str, Any] | None
+    why: str
+    graph: Graph
+    multiply_accumulates: int
+    weight_bytes: int
+
+
+def inspect(path: Path) -> Inspection:
+    """Read a file, maskfer's or anyone's.
+
+    Raises:
+        InputError: If it cannot be read.
+        ModelError: If it is no TFLite model.
+    """
+    content = read_bytes(path)
+    graph = read_graph(strip(content), str(path))
+    metadata, why = None, ""
+    try:
+        metadata = asdict(unpack(content, str(path)).info)
+    except ModelError as error:
+        why = str(error)
+    weights = sum(tensor.bytes for tensor in graph.tensors)
+    return Inspection(str(path), len(content), metadata, why, graph, graph.multiply_accumulates, weights)

@@ -1,0 +1,45 @@
+"""A trained `.keras` file, opened without running any code that it may hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from maskfer_edge.contract import INPUT_SIZE, LABELS
+from maskfer_edge.dependencies import extra
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+
+
+def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Load a `.keras` file and what it says of itself (empty if it says nothing).
+
+    Raises:
+        InputError: If it is no Keras file, needs code of its own, or has other shapes than the contract.
+    """
+    read_bytes(path)  # says what is wrong with the path itself
+    try:
+        with zipfile.ZipFile(path) as archive:
+            said = json.loads(archive.read("maskfer.json")) if "maskfer.json" in archive.namelist() else {}
+        if not isinstance(said, dict):
+            raise ValueError
+    except (zipfile.BadZipFile, zlib.error, ValueError):
+        raise InputError(f"{path} is not a whole .keras file; make one with: trainer fit DATASET --out RUN") from None
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # only its models become TFLite
+    with extra("converter"):
+        import keras
+        import tensorflow  # noqa: F401
+    try:
+        network = keras.models.load_model(path, compile=False, safe_mode=True)
+        shapes = (network.input_shape, network.output_shape)
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
+    expected = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
+    if shapes != expected:
+        raise InputError(f"{path} has input and output of shapes {shapes}; expected {expected}")
+    return network, said

@@ -1,0 +1,96 @@
+"""A model file judged once more, by itself and on pictures: no float network is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maskfer_converter.checks import Check, check_graph, check_runtimes
+from maskfer_converter.comparison import Limits, check_classes, check_limits, classes_by_file
+from maskfer_converter.convert import FORMATS, INT8
+from maskfer_converter.graph import read_graph
+from maskfer_edge.classifier import Classifier
+from maskfer_edge.contract import LABELS
+from maskfer_edge.dataset import PARTS, dataset_info, read_part
+from maskfer_edge.model_file import ModelInfo, load_model
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found.
+
+    Attributes:
+        model: Path of the file.
+        accuracy: Part of the test split to the share that is right, 0 to 1.
+        same_pictures: Whether they are those on which the file's own figures were measured.
+        checks: Everything that was looked at.
+    """
+
+    model: str
+    accuracy: dict[str, float]
+    same_pictures: bool
+    checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+
+def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verification:
+    """Check a model file: whole, of its format, runs, keeps what it says of itself.
+
+    Args:
+        path: A `.tflite` of ``converter quantize``.
+        dataset: Made by ``trainer build-dataset``; its test split is classified.
+        limits: How far the file may fall behind the float network by its own figures, and behind those figures here.
+
+    Raises:
+        InputError: If the data set cannot be used.
+        ModelError: If the file is no whole model file.
+    """
+    limits = limits or Limits()
+    model = load_model(path)
+    info = dataset_info(dataset)
+    said, form = model.info, str(model.info.quantization.get("format"))
+    checks = [Check("whole, and says what it is", True)]
+    if form not in FORMATS:
+        checks.append(Check("of a known format", False, form))
+    else:
+        checks += check_graph(read_graph(model.flatbuffer, model.name), form)
+    if form == INT8:
+        checks.append(_calibration_check(said))
+    same = said.quantization.get("dataset_sha256") == info.get("sha256")
+    accuracy = {}
+    classifier = Classifier(model)
+    for part in PARTS:
+        pictures, name = read_part(dataset, part, "test"), f"{part} test"
+        given = classes_by_file(classifier, pictures.images)
+        accuracy[name] = round(float((given == pictures.labels).mean()), 4)
+        checks.append(check_classes(name, given))
+        checks += _figure_checks(name, said, form, accuracy[name] if same else None, limits)
+        if part == PARTS[0]:
+            checks += check_runtimes(model, pictures.images[0])
+    return Verification(str(path), accuracy, same, checks)
+
+
+def _calibration_check(said: ModelInfo) -> Check:
+    counts = said.quantization.get("calibration")
+    counts = counts if isinstance(counts, dict) else {}
+    without = [label for label in LABELS if not counts.get(label)]
+    found = f"none of {', '.join(without)}" if without else f"{min(counts.values())} of each"
+    return Check("calibrated on every class", not without, found)
+
+
+def _figure_checks(name: str, said: ModelInfo, form: str, here: float | None, limits: Limits) -> list[Check]:
+    """The file's own figures against the limits and, on the pictures that they were measured on, against what is."""
+    row: Any = said.accuracy.get(name)
+    if not isinstance(row, dict) or not all(isinstance(row.get(k), int | float) for k in ("float", form, "agreement")):
+        return [Check(f"{name}: the file says how accurate it is", False, "nothing")]
+    checks = check_limits(name, row["float"], row[form], row["agreement"], limits)
+    if here is not None:
+        apart = 100 * abs(here - row[form])
+        found = f"{here:.1%} here, {row[form]:.1%} in the file"
+        checks.append(Check(f"{name}: as accurate as the file says", apart <= limits.max_drop, found))
+    return checks

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maskfer_converter import benchmark as module
+from maskfer_converter.benchmark import benchmark, cpu_name, governor, hottest_celsius, read_models, time_in_turns
+from maskfer_edge.errors import DependencyError, InputError, ModelError
+
+
+class FakeInterpreter:
+    """Notes its runs in a list that several share."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def get_input_details(self):
+        return [{"index": 0, "shape": np.array([1, 2]), "dtype": np.float32}]
+
+    def set_tensor(self, index, value):
+        self.filled = value
+
+    def invoke(self):
+        self.log.append(self.name)
+
+
+def test_models_take_turns():
+    log = []
+    times = time_in_turns([FakeInterpreter("a", log), FakeInterpreter("b", log)], runs=15, warm_up=2)
+    assert "".join(log) == "aabb" + "a" * 10 + "b" * 10 + "a" * 5 + "b" * 5
+    assert [len(of_one) for of_one in times] == [15, 15]
+
+
+def test_inputs_are_seeded_noise_of_a_bytes_range():
+    first, second = FakeInterpreter("a", []), FakeInterpreter("b", [])
+    time_in_turns([first, second], runs=1, warm_up=0)
+    assert (first.filled == second.filled).all()
+    assert first.filled.dtype == np.float32
+    assert 0 <= first.filled.min() <= first.filled.max() <= 255
+
+
+def test_every_model_runtime_and_thread_count_is_timed(tflite_model):
+    models = read_models([tflite_model])
+    found = benchmark(models, threads=(1, 2), runtimes=("litert", "litert-builtin"), runs=5, warm_up=1)
+    assert [(t.runtime, t.threads) for t in found.timings] == [
+        ("litert", 1), ("litert", 2), ("litert-builtin", 1), ("litert-builtin", 2),
+    ]  # fmt: skip
+    for timing in found.timings:
+        assert 0 < timing.median_ms <= timing.p95_ms
+        assert (timing.runs, timing.bytes) == (5, tflite_model.stat().st_size)
+        assert 0 <= timing.memory_mb < 100
+    assert (found.cpu, found.missing) == (cpu_name(), {})
+    assert found.cores >= 1
+
+
+def without(monkeypatch, missing):
+    real = module.open_interpreter
+
+    def opened(content, runtime, *rest):
+        if runtime in missing:
+            raise DependencyError(f"{runtime} is gone")
+        return real(content, runtime, *rest)
+
+    monkeypatch.setattr(module, "open_interpreter", opened)
+    monkeypatch.setattr(module, "memory_of", lambda content, runtime: 1.0)
+
+
+def test_a_missing_runtime_is_passed_over_and_named(monkeypatch, tflite_model):
+    without(monkeypatch, ["tflite-runtime"])
+    found = benchmark(read_models([tflite_model]), runtimes=("litert", "tflite-runtime"), runs=2, warm_up=0)
+    assert [t.runtime for t in found.timings] == ["litert"]
+    assert found.missing == {"tflite-runtime": "tflite-runtime is gone"}
+
+
+def test_no_runtime_at_all_is_an_error(monkeypatch, tflite_model):
+    without(monkeypatch, ["litert"])
+    with pytest.raises(DependencyError, match="litert is gone"):
+        benchmark(read_models([tflite_model]), runtimes=("litert",), runs=2)
+
+
+def test_an_unknown_runtime_is_refused(tflite_model):
+    with pytest.raises(InputError, match="unknown runtime 'fast'"):
+        benchmark(read_models([tflite_model]), runtimes=("fast",))
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    (tmp_path / "text.tflite").write_text("no model at all")
+    with pytest.raises(ModelError, match=r"text\.tflite is not a TFLite model"):
+        read_models([tmp_path / "text.tflite"])
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"/proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"}, "Raspberry Pi 4 Model B Rev 1.4"),
+        ({"/proc/cpuinfo": "processor : 0\nmodel name\t: Some CPU @ 2 GHz\n"}, "Some CPU @ 2 GHz"),
+        ({}, "aarch64"),
+    ],
+)
+def test_the_cpu_is_named_as_the_system_does(monkeypatch, files, expected):
+    def read(path):
+        if str(path) not in files:
+            raise FileNotFoundError(path)
+        return files[str(path)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    assert cpu_name() == expected
+
+
+@pytest.mark.parametrize(("zones", "expected"), [([], None), (["51234", "48000"], 51.234), (["broken"], None)])
+def test_the_hottest_zone_counts(monkeypatch, zones, expected):
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: map(str, range(len(zones))))
+    monkeypatch.setattr(module, "_first_line", lambda path: zones[int(path)])
+    assert hottest_celsius() == expected
+
+
+def test_a_governor_that_cannot_be_read_is_empty(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(PermissionError()))
+    assert governor() == ""

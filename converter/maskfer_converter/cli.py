@@ -181,8 +181,7 @@ def inspect_command(model: Annotated[Path, typer.Argument(help="Any .tflite file
     else:
         print_result("")
         for key, value in found.metadata.items():
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
-            print_result(f"{key:18} {', '.join(shown) if isinstance(shown, tuple) else shown}")
+            print_result(f"{key:18} {_words(value)}")
     tensors = found.graph.tensors
     print_result(f"\n{'operator':22}{'version':>8}{'M MACs':>9}  output")
     for op in found.graph.operators:
@@ -193,6 +192,13 @@ def inspect_command(model: Annotated[Path, typer.Argument(help="Any .tflite file
         print_result(
             f"{_cut(tensor.short_name, 39):40}{tensor.dtype:>9}{_shape(tensor):>16}{tensor.bytes:9}  {_scales(tensor)}"
         )
+
+
+def _words(value: object) -> str:
+    """Metadata without the punctuation of JSON."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {f'({_words(v)})' if isinstance(v, dict) else _words(v)}" for key, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
 def _cut(text: str, length: int) -> str:

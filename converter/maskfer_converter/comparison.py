@@ -77,7 +77,7 @@ def check_limits(
 ) -> list[Check]:
     """Check a converted model's accuracy and agreement (shares from 0 to 1) against the limits."""
     drop, agree = round(100 * (float_accuracy - converted_accuracy), 2), round(100 * agreement, 2)
-    lost = f"{drop:.2f} lost" if drop > 0 else f"{-drop:.2f} gained"
+    lost = f"{abs(drop):.2f} {'gained' if drop < 0 else 'lost'}"
     return [
         Check(f"{part}: at most {limits.max_drop:g} points lost", drop <= limits.max_drop, lost),
         Check(f"{part}: {limits.min_agreement:g} % agree", agree >= limits.min_agreement, f"{agree:.1f} % agree"),

@@ -62,16 +62,14 @@ def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verificat
     if form == INT8:
         checks.append(_calibration_check(said))
     same = said.quantization.get("dataset_sha256") == info.get("sha256")
-    accuracy = {}
-    classifier = Classifier(model)
-    for part in PARTS:
-        pictures, name = read_part(dataset, part, "test"), f"{part} test"
-        given = classes_by_file(classifier, pictures.images)
-        accuracy[name] = round(float((given == pictures.labels).mean()), 4)
+    pictures = {part: read_part(dataset, part, "test") for part in PARTS}
+    checks += check_runtimes(model, pictures["masked"].images[0])
+    classifier, accuracy = Classifier(model), {}
+    for part, of_part in pictures.items():
+        name, given = f"{part} test", classes_by_file(classifier, of_part.images)
+        accuracy[name] = round(float((given == of_part.labels).mean()), 4)
         checks.append(check_classes(name, given))
         checks += _figure_checks(name, said, form, accuracy[name] if same else None, limits)
-        if part == PARTS[0]:
-            checks += check_runtimes(model, pictures.images[0])
     return Verification(str(path), accuracy, same, checks)
 
 

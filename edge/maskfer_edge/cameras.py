@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from time import monotonic
 from types import TracebackType
 from typing import Any
 
@@ -31,11 +32,13 @@ class Frame:
         image: (height, width, 3) uint8, B,G,R.
         index: Its number in the source, from 0.
         time: Live: seconds since 1970 at capture. Else: seconds from the source's beginning.
+        arrived: Of `time.monotonic`, when it was read.
     """
 
     image: UInt8Array
     index: int
     time: float
+    arrived: float = field(default_factory=monotonic)
 
 
 class Camera(ABC):
@@ -44,11 +47,15 @@ class Camera(ABC):
     Attributes:
         name: For messages.
         live: Whether frames that nobody fetched in time are stale.
+        endless: Whether it has no end, so that an end is a loss.
+        moving: Whether each frame follows from the one before, as in a video.
         fps: Frames a second as far as known, for recordings.
     """
 
     name: str
     live: bool
+    endless: bool = False
+    moving: bool = True
     fps: float
 
     @abstractmethod
@@ -126,7 +133,7 @@ class VideoFile(Camera):
 class PictureFiles(Camera):
     """Pictures one after another, as if two were taken a second."""
 
-    live = False
+    live = moving = False
     fps = FOLDER_FPS
 
     def __init__(self, name: str, paths: Sequence[Path]) -> None:
@@ -146,7 +153,7 @@ class PictureFiles(Camera):
 class UsbCamera(Camera):
     """A USB or built-in camera, by V4L2."""
 
-    live = True
+    live = endless = True
 
     def __init__(self, number: int) -> None:
         self.name = f"usb:{number}"
@@ -181,7 +188,7 @@ class PiCamera(Camera):
     """The Raspberry Pi's own camera, by picamera2."""
 
     name = "picamera"
-    live = True
+    live = endless = True
     fps = 30.0
 
     def __init__(self) -> None:

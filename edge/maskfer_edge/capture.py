@@ -1,16 +1,34 @@
-"""The capture thread: reading a camera never waits for the network, nor the other way round."""
+"""The capture thread: reading never waits for the network, nor the other way round; a lost camera comes back.
+
+reading ──(error, end, 2 s without a frame, 2 s of the same picture)──► lost ──(paced attempts)──► reading
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 
+import numpy as np
+
 from maskfer_edge.cameras import Camera, Frame
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.errors import CameraError, MaskferError
 
 # How many frames of a file may be decoded ahead.
 AHEAD = 2
+# A camera that gives no frame, or the same picture again and again, for so long is lost.
+STALL_S = 2.0
+# Opening a camera, and its first frame, may take so long.
+OPENING_S = 10.0
+# Pauses between attempts to open a lost camera: the first, doubled each time, up to the longest.
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+# A driver that hangs keeps the thread that reads it. With so many of them only a new process helps.
+MOST_HANGING = 8
 
 
 class Capture:
@@ -18,20 +36,52 @@ class Capture:
 
     A live camera's frames go into one slot that holds the newest only; those that nobody fetched
     in time are counted in `dropped`. A file's frames are all handed over, in order.
+
+    Attributes:
+        camera: The one that is, or was last, open.
+        dropped: Frames passed over for a newer one.
+        losses: How often the camera was lost.
+        lost: Why it is lost at present; "" while it is not.
     """
 
-    def __init__(self, camera: Camera) -> None:
-        self.camera = camera
-        self.dropped = 0
+    def __init__(
+        self,
+        camera: Camera,
+        reopen: Callable[[], Camera] | None = None,
+        *,
+        retries: int | None = None,
+        stall_s: float = STALL_S,
+        first_pause_s: float = FIRST_PAUSE_S,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Set up; the thread starts on entering.
+
+        Args:
+            camera: Open already.
+            reopen: Opens it again after a loss; None: a loss is an error.
+            retries: Attempts in a row before that is an error after all; None: for ever.
+            stall_s: After how long without a new picture the camera counts as lost.
+            first_pause_s: Before the first attempt to open it again.
+            tell: Takes a line for people when the camera is lost and when it is back.
+        """
+        self.camera, self.dropped, self.losses, self.lost = camera, 0, 0, ""
+        self._reopen, self._retries = reopen, retries
+        self._stall_s, self._first_pause_s, self._tell = stall_s, first_pause_s, tell
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
+        self._stop = threading.Event()
         self._ended = False
-        self._stopped = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=f"capture {camera.name}", daemon=True)
+        self._count = 0  # of frames handed over
+        self._fresh = 0  # of those whose picture differs from the one before
+        self._sample: UInt8Array | None = None
+        self._deadline = 0.0
+        self._abandoned: list[threading.Thread] = []
+        self._reader = self._new_reader(camera)
 
     def __enter__(self) -> Capture:
-        self._thread.start()
+        self._deadline = time.monotonic() + OPENING_S
+        self._reader.start()
         return self
 
     def __exit__(
@@ -39,26 +89,25 @@ class Capture:
     ) -> None:
         self.stop()
         # a read that hangs in the driver must not keep the program from ending
-        self._thread.join(timeout=2.0)
-        if not self._thread.is_alive():
-            self.camera.close()
+        self._reader.join(timeout=1.5)
 
     def stop(self) -> None:
-        """End the iteration as soon as it can; safe to call from a signal handler's thread."""
-        self._stopped = True
+        """End the iteration as soon as it can; safe to call from a signal handler."""
+        self._stop.set()
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames until the source ends or `stop` is called.
 
         Raises:
-            MaskferError: What the camera raised, after the frames before it.
+            MaskferError: What the camera raised, after the frames before it, if it is not opened again.
         """
         while True:
             with self._changed:
                 # the timeout lets a stop from a signal handler through, which cannot take the lock
-                while not (self._frames or self._ended or self._stopped):
+                while not (self._frames or self._ended or self._stop.is_set()):
                     self._changed.wait(timeout=0.1)
-                if self._stopped:
+                    self._check_stall()
+                if self._stop.is_set():
                     return
                 if not self._frames:
                     if self._error is not None:
@@ -68,25 +117,126 @@ class Capture:
                 self._changed.notify_all()
             yield frame
 
-    def _run(self) -> None:
-        try:
-            while not self._stopped:
-                frame = self.camera.read()
-                if frame is None:
-                    break
-                self._hand_over(frame)
-        except Exception as error:  # noqa: BLE001 (handed to the thread that iterates)
-            self._error = error
-        with self._changed:
+    def _check_stall(self) -> None:
+        """Leave a reader that hangs to itself, and start another that opens the camera anew. Needs the lock."""
+        if self._reopen is None or self._ended or time.monotonic() < self._deadline:
+            return
+        self._abandoned = [thread for thread in self._abandoned if thread.is_alive()] + [self._reader]
+        if len(self._abandoned) > MOST_HANGING:
+            self._error = CameraError(f"{self.camera.name} hangs whenever it is opened; start the program again")
             self._ended = True
-            self._changed.notify_all()
+            return
+        self._reader = self._new_reader(None)
+        self._note_loss("it gives no frames")
+        self._deadline = time.monotonic() + OPENING_S
+        self._reader.start()
 
-    def _hand_over(self, frame: Frame) -> None:
+    def _new_reader(self, camera: Camera | None) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(camera,), name=f"capture {self.camera.name}", daemon=True)
+
+    def _over(self) -> bool:
+        """Whether the thread that asks should end: told to stop, or another reader has taken its place."""
+        return self._stop.is_set() or self._ended or threading.current_thread() is not self._reader
+
+    def _run(self, camera: Camera | None) -> None:
+        failures = 0 if camera is not None else 1
+        error: BaseException | None = None
+        while not self._over():
+            before = self._fresh
+            try:
+                camera = self._open_again(failures) if camera is None else camera
+                if camera is None:
+                    break
+                self._read(camera)
+                if not camera.endless or self._over():
+                    break
+                error = CameraError(f"camera {camera.name} gives no more frames")
+            except Exception as raised:  # noqa: BLE001 (handed to the thread that iterates)
+                error = raised
+            _close(camera)
+            camera = None
+            failures = 1 if self._fresh > before else failures + 1
+            if not self._may_try_again(error, failures):
+                break
+            error = None
+        _close(camera)
         with self._changed:
-            if self.camera.live:
+            if threading.current_thread() is self._reader:
+                self._error, self._ended = error, True
+                self._changed.notify_all()
+
+    def _may_try_again(self, error: BaseException, failures: int) -> bool:
+        tries_left = self._retries is None or failures <= self._retries
+        if self._reopen is None or not tries_left or not isinstance(error, MaskferError | OSError):
+            return False
+        with self._changed:
+            if threading.current_thread() is self._reader:
+                self._note_loss(str(error))
+        return True
+
+    def _note_loss(self, reason: str) -> None:
+        if not self.lost:
+            self.losses += 1
+            self._tell(f"{self.camera.name} is lost: {reason}; trying to open it again")
+        self.lost = reason
+
+    def _open_again(self, failures: int) -> Camera | None:
+        """Wait, then open the camera; None if told to end meanwhile."""
+        assert self._reopen is not None
+        # the exponent is bounded so that weeks of attempts do not overflow it
+        pause = min(self._first_pause_s * 2 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+        self._deadline = time.monotonic() + pause + OPENING_S
+        if self._stop.wait(pause) or self._over():
+            return None
+        camera = self._reopen()
+        if not self._over():
+            self.camera = camera
+        return camera
+
+    def _read(self, camera: Camera) -> None:
+        """Hand over frames until the source ends, or this reader's time is over."""
+        changed = time.monotonic()
+        while not self._over():
+            frame = camera.read()
+            if frame is None:
+                return
+            if camera.endless and self._reopen is not None:
+                # one pixel of 64 is enough: noise alone changes a living camera's picture everywhere
+                sample = frame.image[::8, ::8].copy()
+                now = time.monotonic()
+                if self._sample is None or not np.array_equal(sample, self._sample):
+                    self._sample, changed = sample, now
+                    self._note_fresh(now)
+                elif now - changed > self._stall_s:
+                    raise CameraError(f"camera {camera.name} gives the same picture again and again")
+            self._hand_over(camera, frame)
+
+    def _note_fresh(self, now: float) -> None:
+        with self._changed:
+            if threading.current_thread() is not self._reader:
+                return
+            self._fresh += 1
+            self._deadline = now + self._stall_s
+            if self.lost:
+                self.lost = ""
+                self._tell(f"{self.camera.name} is back")
+
+    def _hand_over(self, camera: Camera, frame: Frame) -> None:
+        with self._changed:
+            if camera.live:
                 self.dropped += len(self._frames)
                 self._frames.clear()
-            while len(self._frames) >= AHEAD and not self._stopped:
+            while len(self._frames) >= AHEAD and not self._over():
                 self._changed.wait(timeout=0.1)
-            self._frames.append(frame)
+            if self._over():
+                return
+            # numbers go on over a loss
+            self._frames.append(replace(frame, index=self._count) if camera.endless else frame)
+            self._count += 1
             self._changed.notify_all()
+
+
+def _close(camera: Camera | None) -> None:
+    if camera is not None:
+        with suppress(Exception):  # a device that is gone may refuse even that
+            camera.close()

@@ -15,7 +15,7 @@ from maskfer_edge.command_line import make_app, print_json, print_result, run_ap
 
 if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that --help needs neither
     from maskfer_edge.capture import Capture
-    from maskfer_edge.loop import RunSummary
+    from maskfer_edge.health import HealthMeter
     from maskfer_edge.outputs import Output
 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
@@ -174,9 +174,10 @@ def _ends_on_signals(capture: Capture) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say_summary(summary: RunSummary, source: str, jsonl: str | None, record: Path | None) -> None:
+def _say_summary(summary: HealthMeter, source: str, jsonl: str | None, record: Path | None) -> None:
     rate = summary.frames / summary.seconds if summary.seconds else 0.0
-    dropped = f", {summary.dropped} passed over for newer ones" if summary.dropped else ""
+    passed_over = summary.snapshot().dropped
+    dropped = f", {passed_over} passed over for newer ones" if passed_over else ""
     say(f"{source}: {summary.frames} frames in {summary.seconds:.1f} s ({rate:.0f} a second){dropped}")
     shown = ", ".join(f"{name} {count}" for name, count in summary.expressions.most_common())
     say(f"  faces in {summary.frames_with_faces} frames{': ' + shown if shown else ''}")

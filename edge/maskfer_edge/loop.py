@@ -2,47 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 from maskfer_edge.cameras import Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
+from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Detector
 from maskfer_edge.drawing import annotate
-from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.errors import InputError
+from maskfer_edge.health import HealthMeter
+from maskfer_edge.output_threads import Draw, OutputSet
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FaceResult, FrameResult
 from maskfer_edge.tracker import Tracker
 
 
-@dataclass
-class RunSummary:
-    """What a run did.
+class Pipeline:
+    """Detector, tracker, preprocessing and network in a row.
 
     Attributes:
-        frames: Frames processed.
-        frames_with_faces: Those in which a face was found.
-        expressions: Faces by expression.
-        dropped: Frames of a live camera that were passed over for a newer one.
-        seconds: Wall-clock time.
+        stages_ms: What the stages of the newest frame took, in milliseconds.
     """
 
-    frames: int = 0
-    frames_with_faces: int = 0
-    expressions: Counter[str] = field(default_factory=Counter)
-    dropped: int = 0
-    seconds: float = 0.0
-
-
-class Pipeline:
-    """Detector, preprocessing, network and tracker in a row."""
-
     def __init__(
-        self, detector: Detector, classifier: Classifier, tracker: Tracker, margin: float | None = None
+        self,
+        detector: Detector,
+        classifier: Classifier,
+        tracker: Tracker,
+        margin: float | None = None,
+        detect_every: int = 1,
+        budget_ms: float = 0.0,
     ) -> None:
         """Put the parts together.
 
@@ -51,9 +44,12 @@ class Pipeline:
             classifier: Says their expressions.
             tracker: Joins them over frames.
             margin: Crop margin; None for the one that the model file names for this detector.
+            detect_every: The detector sees every so many frames; between, faces move on as they moved.
+            budget_ms: Faces are classified in turn, the one that waits longest first, until so much time
+                is spent on a frame, and one at least; 0: all of them.
 
         Raises:
-            InputError: If the model names no crop margin for this detector.
+            InputError: If the model names no crop margin for this detector, or a number makes no sense.
         """
         margins = classifier.model.info.crop_margins
         if margin is None and detector.name not in margins:
@@ -61,26 +57,59 @@ class Pipeline:
                 f"{classifier.model.name} was not made for detector {detector.name!r}; "
                 f"it names {', '.join(margins) or 'none'}"
             )
+        if detect_every < 1 or not budget_ms >= 0:
+            raise InputError(
+                f"detect_every must be at least 1 and the budget not negative; received {detect_every} and {budget_ms}"
+            )
         self.detector, self.classifier, self.tracker = detector, classifier, tracker
         self.margin = margins[detector.name] if margin is None else margin
+        self.detect_every, self.budget_ms = detect_every, budget_ms
+        self.stages_ms: dict[str, float] = {}
+        self._until_detection = 0
 
     def faces(self, image: UInt8Array, frame: int) -> tuple[FaceResult, ...]:
         """Find and classify the faces of a (height, width, 3) uint8 B,G,R picture."""
-        found = [
-            (detection, self.classifier(preprocess(image, detection.box, self.margin)))
-            for detection in self.detector(image)
-        ]
-        return self.tracker.update(frame, found)
-
-    def process(self, frame: Frame) -> FrameResult:
-        """The result of one frame."""
+        self.stages_ms = {}
         started = time.perf_counter()
+        if self._until_detection <= 0:
+            self.tracker.detected(frame, self.detector(image))
+            self._until_detection = self.detect_every
+            self.stages_ms["detect"] = _ms_since(started)
+        self._until_detection -= 1
+        begun = time.perf_counter()
+        for track in self.tracker.shown():
+            box = track.box_at(frame)
+            self.tracker.classified(track, frame, self.classifier(preprocess(image, box, self.margin)))
+            if self.budget_ms and _ms_since(begun) > self.budget_ms:
+                break
+        self.stages_ms["classify"] = _ms_since(begun)
+        return self.tracker.results(frame)
+
+    def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
+        """The result of one frame; `moving` is false if it has nothing to do with the one before."""
+        started = time.perf_counter()
+        if not moving:
+            self.tracker.forget()
+            self._until_detection = 0
         faces = self.faces(frame.image, frame.index)
-        latency_ms = round((time.perf_counter() - started) * 1000, 2)
+        latency_ms = round(_ms_since(started), 2)
+        self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
         return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms)
 
 
-def run_loop(capture: Capture, pipeline: Pipeline, outputs: Sequence[Output], max_frames: int = 0) -> RunSummary:
+def _ms_since(started: float) -> float:
+    return (time.perf_counter() - started) * 1000
+
+
+def run_loop(
+    capture: Capture,
+    pipeline: Pipeline,
+    outputs: Sequence[Output],
+    max_frames: int = 0,
+    meter: HealthMeter | None = None,
+    draw: Draw = annotate,
+    pulse: Callable[[], None] = lambda: None,
+) -> HealthMeter:
     """Process frames until the source ends, an output asks to end, or `max_frames` are done.
 
     The outputs are closed in any case; if anything failed they leave nothing half-written.
@@ -90,39 +119,34 @@ def run_loop(capture: Capture, pipeline: Pipeline, outputs: Sequence[Output], ma
         pipeline: What makes results.
         outputs: What takes them.
         max_frames: 0 for all.
+        meter: Counts; a new one by default.
+        draw: Makes the annotated picture, for outputs that want it.
+        pulse: Called after each frame: the loop is alive.
 
     Raises:
         MaskferError: What the camera, the pipeline or an output raised.
     """
-    summary = RunSummary()
-    started = time.monotonic()
-    draw = any(output.wants_picture for output in outputs)
+    meter = meter or HealthMeter()
+    meter.capture_state = lambda: (capture.dropped, capture.losses, capture.lost)
+    camera = capture.camera
+    taking = OutputSet(outputs, draw, live=camera.live)
+    meter.output_drops |= {thread.output.name: lambda t=thread: t.dropped for thread in taking.threads}  # type: ignore[misc]
     failed = True
     try:
         for frame in capture:
-            result = pipeline.process(frame)
-            annotated = annotate(frame.image, result) if draw else None
-            summary.frames += 1
-            summary.frames_with_faces += bool(result.faces)
-            summary.expressions.update(face.expression for face in result.faces)
-            go_on = [output.write(frame, result, annotated) for output in outputs]
-            if not all(go_on) or summary.frames == max_frames:
+            result = pipeline.process(frame, moving=camera.moving)
+            meter.add(result, pipeline.stages_ms)
+            pulse()
+            if not taking.write(frame, result) or meter.frames == max_frames:
                 break
         failed = False
     finally:
-        _close_all(outputs, failed)
-    summary.dropped = capture.dropped
-    summary.seconds = time.monotonic() - started
-    return summary
+        taking.finish(failed)
+    return meter
 
 
-def _close_all(outputs: Sequence[Output], failed: bool) -> None:
-    """Close every output, whichever fails; then raise the first failure, if nothing else is being raised."""
-    errors = []
-    for output in outputs:
-        try:
-            output.close(failed)
-        except OutputError as error:
-            errors.append(error)
-    if errors and not failed:
-        raise errors[0]
+def use_cores(spare: int = 1) -> int:
+    """Leave `spare` cores of this machine to the camera and the outputs: the rest, at least one, is OpenCV's."""
+    cores = max(1, len(os.sched_getaffinity(0)) - spare)
+    cv2.setNumThreads(cores)
+    return cores

@@ -25,13 +25,19 @@ LONGEST_GAP_S = 5.0
 
 
 class Output(ABC):
-    """Takes every frame's result.
+    """Takes every frame's result, on a thread of its own.
 
     Attributes:
+        name: For messages and metrics.
         wants_picture: Whether the annotated picture is needed.
+        keeps_all: Whether of a file no frame may be missing, so that the loop waits for it.
+        main_thread: Whether it must be called by the main thread.
     """
 
+    name = "output"
     wants_picture = False
+    keeps_all = False
+    main_thread = False
 
     @abstractmethod
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
@@ -43,6 +49,8 @@ class Output(ABC):
 
 class FakeOutput(Output):
     """Keeps what it is given."""
+
+    name, keeps_all = "fake", True
 
     def __init__(self, wants_picture: bool = False) -> None:
         self.wants_picture = wants_picture
@@ -64,6 +72,8 @@ class FakeOutput(Output):
 
 class JsonLines(Output):
     """One line of JSON a frame, into a file or to stdout. A line is written whole or not at all."""
+
+    keeps_all = True
 
     def __init__(self, path: str, overwrite: bool = False) -> None:
         """Open the file, or stdout for ``-``.
@@ -116,7 +126,7 @@ class JsonLines(Output):
 class VideoRecording(Output):
     """An annotated video. The file appears when the recording ends well, or not at all."""
 
-    wants_picture = True
+    wants_picture = keeps_all = True
 
     def __init__(self, path: Path, fps: float, overwrite: bool = False) -> None:
         """Reserve the name; the writer is made with the first frame, whose size the video has.
@@ -126,7 +136,7 @@ class VideoRecording(Output):
         """
         if path.suffix.lower() not in (".mp4", ".avi"):
             raise OutputError(f"{path} must end in .mp4 or .avi")
-        self.path, self.fps = path, fps
+        self.name, self.path, self.fps = str(path), path, fps
         self._stack = ExitStack()
         self._partial = self._stack.enter_context(whole_file(path, overwrite))
         self._writer: Any = None
@@ -182,7 +192,8 @@ class VideoRecording(Output):
 class Window(Output):
     """A window on the screen; q, Esc or closing it ends the loop."""
 
-    wants_picture = True
+    name = "window"
+    wants_picture = main_thread = True
 
     def __init__(self, title: str = "maskfer") -> None:
         self.title = title

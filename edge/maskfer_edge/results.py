@@ -21,8 +21,8 @@ class FaceResult:
         track: Number that stays with a face from frame to frame.
         box: Left, top, width, height in pixels of the frame.
         detector_score: On the detector's own scale; Haar: how many windows agreed on the face.
-        expression: The label with the highest score, or `UNSURE`.
-        confidence: The highest score, 0 to 1.
+        expression: A label, or `UNSURE`. It changes only when another one clearly leads, so that it does not flicker.
+        confidence: Its score, 0 to 1.
         scores: Every label's score, 0 to 1, smoothed over the track's frames; they sum to 1.
     """
 
@@ -56,10 +56,20 @@ class FrameResult:
 
 
 def face_result(
-    track: int, box: tuple[int, int, int, int], detector_score: float, scores: FloatArray, min_confidence: float = 0.0
+    track: int,
+    box: tuple[int, int, int, int],
+    detector_score: float,
+    scores: FloatArray,
+    min_confidence: float = 0.0,
+    expression: str | None = None,
 ) -> FaceResult:
-    """Make a FaceResult from (7,) float32 scores; below `min_confidence` the expression is `UNSURE`."""
-    best = LABELS[int(np.argmax(scores))]
+    """Make a FaceResult from (7,) float32 scores.
+
+    `expression` is the label to show, by default the one with the highest score; if its score is below
+    `min_confidence` it becomes `UNSURE`.
+    """
+    shown = LABELS[int(np.argmax(scores))] if expression is None else expression
     rounded = {label: round(float(score), 4) for label, score in zip(LABELS, scores, strict=True)}
-    expression = best if rounded[best] >= min_confidence else UNSURE
-    return FaceResult(track, box, round(detector_score, 3), expression, rounded[best], rounded)
+    confidence = rounded[shown]
+    named = shown if confidence >= min_confidence else UNSURE
+    return FaceResult(track, box, round(detector_score, 3), named, confidence, rounded)

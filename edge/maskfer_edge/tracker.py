@@ -1,35 +1,65 @@
-"""Which face is which from frame to frame, with scores smoothed so that labels do not flicker."""
+"""Which face is which from frame to frame, where it is between detections, and what it shows without flicker."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from maskfer_edge.contract import FloatArray
+from maskfer_edge.contract import LABELS, FloatArray
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import InputError
 from maskfer_edge.results import FaceResult, face_result
 
+BoxFloat = tuple[float, float, float, float]
 BoxInt = tuple[int, int, int, int]
+# Share of a box's newest movement in its velocity; the rest is what it was before.
+NEWEST_MOVEMENT = 0.5
 
 
 @dataclass
-class _Track:
+class Track:
+    """One face over time.
+
+    Attributes:
+        number: Stays with the face.
+        box: Left, top, width, height in pixels, where the face was last detected.
+        detector_score: Of that detection.
+        seen: Frame of that detection.
+        velocity: Change of the box, pixels a frame.
+        misses: Detections in a row that did not find it.
+        scores: Smoothed, (7,) float32; None before the first classification.
+        classified: Frame of the last classification; -1 before the first.
+        label: Index of the expression that is shown.
+    """
+
     number: int
-    box: BoxInt
-    scores: FloatArray
-    last_frame: int
+    box: BoxFloat
+    detector_score: float
+    seen: int
+    velocity: FloatArray = field(default_factory=lambda: np.zeros(4, dtype=np.float32))
+    misses: int = 0
+    scores: FloatArray | None = None
+    classified: int = -1
+    label: int = 0
+
+    def box_at(self, frame: int) -> BoxInt:
+        """Where the box is, or should be by its velocity, in a frame."""
+        x, y, w, h = np.asarray(self.box) + self.velocity * (frame - self.seen)
+        return round(float(x)), round(float(y)), max(1, round(float(w))), max(1, round(float(h)))
 
 
 class Tracker:
-    """Matches boxes by overlap and smooths each face's scores exponentially (own)."""
+    """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own)."""
 
     def __init__(
         self,
         least_overlap: float = 0.3,
         newest_share: float = 0.4,
         patience: int = 10,
+        coast: int = 1,
+        lead: float = 0.05,
         min_confidence: float = 0.0,
     ) -> None:
         """Set up without tracks.
@@ -37,7 +67,9 @@ class Tracker:
         Args:
             least_overlap: Intersection over union from which two boxes are one face.
             newest_share: Weight of the newest scores, 0 to 1; 1 does not smooth.
-            patience: Frames after which a face that was not seen is forgotten.
+            patience: Detections in a row without a face after which it is forgotten.
+            coast: Detections in a row without a face over which it is still shown.
+            lead: By how much another label's smoothed score must lead before it takes over.
             min_confidence: Smoothed score, 0 to 1, below which the expression is `results.UNSURE`.
 
         Raises:
@@ -45,45 +77,88 @@ class Tracker:
         """
         if not 0 <= min_confidence <= 1:
             raise InputError(f"the least confidence must be within 0 and 1; received {min_confidence}")
-        self.min_confidence = min_confidence
-        self.least_overlap, self.newest_share, self.patience = least_overlap, newest_share, patience
-        self._tracks: list[_Track] = []
+        self.min_confidence, self.lead = min_confidence, lead
+        self.least_overlap, self.newest_share = least_overlap, newest_share
+        self.patience, self.coast = patience, coast
+        self._tracks: list[Track] = []
         self._next_number = 1
 
-    def update(self, frame: int, faces: list[tuple[Detection, FloatArray]]) -> tuple[FaceResult, ...]:
-        """Take one frame's faces and give them their track numbers and smoothed scores.
+    def detected(self, frame: int, detections: Sequence[Detection]) -> None:
+        """Take what the detector found in a frame.
 
         Args:
             frame: Number of the frame; grows from call to call.
-            faces: Detections with (7,) float32 scores.
+            detections: All faces found.
         """
-        self._tracks = [track for track in self._tracks if frame - track.last_frame <= self.patience]
         pairs = sorted(
             (
-                (overlap(track.box, detection.box), t, d)
+                (overlap(track.box_at(frame), detection.box), t, d)
                 for t, track in enumerate(self._tracks)
-                for d, (detection, _) in enumerate(faces)
+                for d, detection in enumerate(detections)
             ),
             reverse=True,
         )
-        track_of: dict[int, _Track] = {}
+        track_of: dict[int, Track] = {}
         taken: set[int] = set()
         for shared, t, d in pairs:
             if shared >= self.least_overlap and t not in taken and d not in track_of:
                 taken.add(t)
                 track_of[d] = self._tracks[t]
-        results = []
-        for d, (detection, scores) in enumerate(faces):
-            track = track_of.get(d)
-            if track is None:
-                track = _Track(self._next_number, detection.box, scores, frame)
-                self._next_number += 1
-                self._tracks.append(track)
+        for t, track in enumerate(self._tracks):
+            if t not in taken:
+                track.misses += 1
+        self._tracks = [track for track in self._tracks if track.misses <= self.patience]
+        for d, detection in enumerate(detections):
+            if d in track_of:
+                _move(track_of[d], frame, detection)
             else:
-                smoothed = self.newest_share * scores + (1 - self.newest_share) * track.scores
-                track.box, track.scores, track.last_frame = detection.box, smoothed.astype(np.float32), frame
-            results.append(face_result(track.number, detection.box, detection.score, track.scores, self.min_confidence))
-        return tuple(results)
+                self._tracks.append(Track(self._next_number, detection.box, detection.score, frame))
+                self._next_number += 1
+
+    def shown(self) -> list[Track]:
+        """Faces that were seen lately, the one that was classified longest ago first."""
+        return sorted(
+            (track for track in self._tracks if track.misses <= self.coast),
+            key=lambda track: (track.classified, track.number),
+        )
+
+    def classified(self, track: Track, frame: int, scores: FloatArray) -> None:
+        """Take the (7,) float32 scores of a face in a frame."""
+        if track.scores is None:
+            track.scores, track.label = scores, int(scores.argmax())
+        else:
+            smoothed = self.newest_share * scores + (1 - self.newest_share) * track.scores
+            track.scores = smoothed.astype(np.float32)
+            best = int(smoothed.argmax())
+            if smoothed[best] - smoothed[track.label] > self.lead:
+                track.label = best
+        track.classified = frame
+
+    def results(self, frame: int) -> tuple[FaceResult, ...]:
+        """The faces of a frame, those that were classified at least once, by their numbers."""
+        return tuple(
+            face_result(
+                track.number,
+                track.box_at(frame),
+                track.detector_score,
+                track.scores,
+                self.min_confidence,
+                LABELS[track.label],
+            )
+            for track in sorted(self.shown(), key=lambda track: track.number)
+            if track.scores is not None
+        )
+
+    def forget(self) -> None:
+        """Let all faces go: the next frame has nothing to do with those before."""
+        self._tracks = []
+
+
+def _move(track: Track, frame: int, detection: Detection) -> None:
+    since = max(1, frame - track.seen)
+    moved = (np.asarray(detection.box, dtype=np.float32) - np.asarray(track.box, dtype=np.float32)) / since
+    track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
+    track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
 
 
 def overlap(a: BoxInt, b: BoxInt) -> float:

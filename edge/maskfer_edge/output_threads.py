@@ -1,0 +1,159 @@
+"""Outputs on threads of their own: a slow or dead one never stalls the loop, and what it misses is counted."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from maskfer_edge.cameras import Frame
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.errors import OutputError
+from maskfer_edge.outputs import Output
+from maskfer_edge.results import FrameResult
+
+# Frames that may wait for an output.
+WAITING = 8
+# How long an output may take to finish what waits for it, and itself.
+CLOSING_S = 1.5
+
+Draw = Callable[[UInt8Array, FrameResult], UInt8Array]
+
+
+class Seen:
+    """A frame and its result; the annotated picture is drawn once, by whichever output wants it first."""
+
+    def __init__(self, frame: Frame, result: FrameResult, draw: Draw) -> None:
+        self.frame, self.result = frame, result
+        self._draw = draw
+        self._lock = threading.Lock()
+        self._annotated: UInt8Array | None = None
+
+    def annotated(self) -> UInt8Array:
+        """(height, width, 3) uint8, B,G,R; shared, not to be changed."""
+        with self._lock:
+            if self._annotated is None:
+                self._annotated = self._draw(self.frame.image, self.result)
+            return self._annotated
+
+
+class OutputThread:
+    """Feeds one output.
+
+    Attributes:
+        output: What is fed.
+        dropped: Frames that it was too slow for.
+        ended: Whether it asked the loop to end.
+        error: What it raised, if anything.
+    """
+
+    def __init__(self, output: Output, *, wait: bool) -> None:
+        """Start the thread.
+
+        Args:
+            output: What is fed.
+            wait: Whether the loop waits for it rather than drop frames.
+        """
+        self.output, self.dropped, self.ended = output, 0, False
+        self.error: Exception | None = None
+        self._wait = wait
+        self._waiting: deque[Seen] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"output {output.name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, seen: Seen) -> None:
+        """Hand over one frame; never waits for long."""
+        with self._changed:
+            while self._wait and len(self._waiting) >= WAITING and not (self.error or self.ended):
+                self._changed.wait(timeout=0.1)
+            if len(self._waiting) >= WAITING:
+                self._waiting.popleft()
+                self.dropped += 1
+            self._waiting.append(seen)
+            self._changed.notify_all()
+
+    def finish(self, failed: bool) -> None:
+        """Let it write what waits (unless something failed), end the thread, and close the output.
+
+        Raises:
+            OutputError: What it raised.
+        """
+        with self._changed:
+            if failed:
+                self._waiting.clear()
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout=None if self._wait and not failed else CLOSING_S)
+        if self._thread.is_alive():
+            raise OutputError(f"{self.output.name} did not finish in {CLOSING_S:g} s and was left")
+        self.output.close(failed or self.error is not None)
+        if self.error:
+            raise self.error
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or self._closing):
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                seen = self._waiting.popleft()
+                self._changed.notify_all()
+            try:
+                if not write_to(self.output, seen):
+                    self.ended = True
+                    return
+            except Exception as error:  # noqa: BLE001 (raised by the loop, which asks for it)
+                self.error = error
+                return
+
+
+def write_to(output: Output, seen: Seen) -> bool:
+    """Write one frame; False if the output asks to end."""
+    return output.write(seen.frame, seen.result, seen.annotated() if output.wants_picture else None)
+
+
+class OutputSet:
+    """All outputs of a run: those with threads of their own, and the window, which needs the main thread."""
+
+    def __init__(self, outputs: Sequence[Output], draw: Draw, *, live: bool) -> None:
+        """Start the threads.
+
+        Args:
+            outputs: Open already.
+            draw: Makes the annotated picture.
+            live: Whether the source is live; else no frame is dropped by an output that wants all.
+        """
+        self._draw = draw
+        self._here = [output for output in outputs if output.main_thread]
+        self.threads = [
+            OutputThread(output, wait=output.keeps_all and not live) for output in outputs if not output.main_thread
+        ]
+
+    def write(self, frame: Frame, result: FrameResult) -> bool:
+        """Hand one frame to all; False if one of them asks to end. Raises what any of them raised."""
+        seen = Seen(frame, result, self._draw)
+        for thread in self.threads:
+            if thread.error:
+                raise thread.error
+            thread.submit(seen)
+        here = [write_to(output, seen) for output in self._here]
+        return all(here) and not any(thread.ended for thread in self.threads)
+
+    def finish(self, failed: bool) -> None:
+        """Close all, whichever fails; then raise the first failure, if nothing else is being raised."""
+        errors: list[Exception] = []
+        for output in self._here:
+            try:
+                output.close(failed)
+            except OutputError as error:
+                errors.append(error)
+        for thread in self.threads:
+            try:
+                thread.finish(failed)
+            except Exception as error:  # noqa: BLE001 (the first is raised below)
+                errors.append(error)
+        if errors and not failed:
+            raise errors[0]

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pytest
 
+from maskfer_edge import capture as module
 from maskfer_edge.cameras import Camera, FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.errors import CameraError
@@ -113,4 +114,144 @@ def test_the_camera_is_closed_after_a_failure_of_the_consumer():
 def test_no_thread_is_left():
     with Capture(FakeCamera([PICTURE] * 100)) as capture:
         next(iter(capture))
-    assert not capture._thread.is_alive()
+    assert not [thread for thread in threading.enumerate() if thread.name == "capture fake"]
+
+
+class ScriptedCamera(Camera):
+    """A live camera that does what its script says: an int is a picture of that grey, the rest see `read`."""
+
+    live = endless = True
+    fps = 30.0
+
+    def __init__(self, script, name="scripted"):
+        self.script, self.name, self.closed = list(script), name, threading.Event()
+
+    def read(self):
+        step = self.script.pop(0) if self.script else None
+        if step == "block":
+            self.closed.wait(5)  # as a driver that hangs, until it is let go
+            raise CameraError("too late")
+        if isinstance(step, Exception):
+            raise step
+        if step is None:
+            return None
+        time.sleep(0.002)
+        return Frame(np.full((16, 16, 3), step, np.uint8), 0, 0.0)
+
+    def close(self):
+        self.closed.set()
+
+
+GOES_ON = [2, 3] * 1000
+
+
+def watched(*scripts, wanted=3, retries=None, stall_s=0.1):
+    """Read through cameras opened one after another; gives (grey levels seen, lines told, capture)."""
+    cameras = [script if isinstance(script, Exception) else ScriptedCamera(script) for script in scripts]
+    told, seen = [], []
+
+    def reopen():
+        camera = cameras.pop(0)
+        if isinstance(camera, Exception):
+            raise camera
+        return camera
+
+    first = cameras.pop(0)
+    with Capture(first, reopen, retries=retries, stall_s=stall_s, first_pause_s=0.001, tell=told.append) as capture:
+        for frame in capture:
+            seen.append(int(frame.image[0, 0, 0]))
+            if wanted in seen:
+                break
+    return seen, told, capture
+
+
+@pytest.mark.parametrize(
+    ("ending", "why"),
+    [
+        ([], "gives no more frames"),
+        ([CameraError("unplugged")], "unplugged"),
+        ([OSError("input/output error")], "input/output error"),
+        (["block"], "it gives no frames"),
+        ([1] * 200, "the same picture again and again"),
+    ],
+)
+def test_a_lost_camera_comes_back(ending, why):
+    seen, told, capture = watched([1, *ending], GOES_ON)
+    assert (seen[0], seen[-1], capture.losses, capture.lost) == (1, 3, 1, "")
+    assert told == [f"scripted is lost: {told[0].split(': ', 1)[1]}", "scripted is back"]
+    assert why in told[0]
+
+
+def test_a_camera_that_cannot_be_opened_at_first_is_tried_again():
+    seen, told, capture = watched([1], CameraError("busy"), CameraError("busy"), GOES_ON)
+    assert (seen[-1], capture.losses, len(told)) == (3, 1, 2)
+
+
+def test_a_picture_that_stands_still_after_opening_again_is_no_return():
+    _, told, capture = watched([1] + [1] * 200, [1] * 200, GOES_ON)
+    assert (capture.losses, len(told)) == (1, 2)
+
+
+def test_after_so_many_attempts_it_is_an_error():
+    with pytest.raises(CameraError, match="gone for good"):
+        watched([1], CameraError("busy"), CameraError("gone for good"), [3], retries=2)
+
+
+def test_a_programming_error_is_no_loss():
+    with pytest.raises(ZeroDivisionError):
+        watched([1, ZeroDivisionError()], [3])
+
+
+def test_frame_numbers_go_on_over_a_loss():
+    numbers = []
+    cameras = [ScriptedCamera([1]), ScriptedCamera([2, 3])]
+    with Capture(cameras.pop(0), lambda: cameras.pop(0), first_pause_s=0.001) as capture:
+        for frame in capture:
+            numbers.append(frame.index)
+            if len(numbers) == 3 or frame.image[0, 0, 0] == 3:
+                break
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_lost_camera_is_closed():
+    first = ScriptedCamera([1, CameraError("unplugged")])
+    cameras = [ScriptedCamera([3])]
+    with Capture(first, lambda: cameras.pop(0), first_pause_s=0.001) as capture:
+        for frame in capture:
+            if frame.image[0, 0, 0] == 3:
+                break
+    assert first.closed.is_set()
+
+
+def test_a_camera_that_hangs_each_time_ends_the_program(monkeypatch):
+    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    monkeypatch.setattr(module, "MOST_HANGING", 2)
+    with pytest.raises(CameraError, match="hangs whenever it is opened"):
+        watched(*[["block"]] * 9)
+
+
+def test_the_stop_does_not_wait_for_the_pause():
+    def reopen():
+        raise CameraError("busy")
+
+    capture = Capture(ScriptedCamera([1]), reopen, first_pause_s=60.0)
+    started = time.monotonic()
+    with capture:
+        threading.Timer(0.05, capture.stop).start()
+        list(capture)
+    assert time.monotonic() - started < 1
+
+
+def test_the_stop_does_not_wait_for_a_hanging_read():
+    capture = Capture(ScriptedCamera(["block"]), lambda: ScriptedCamera([]))
+    started = time.monotonic()
+    with capture:
+        threading.Timer(0.05, capture.stop).start()
+        list(capture)
+    assert time.monotonic() - started < 2
+
+
+def test_a_file_that_ends_is_not_opened_again():
+    with Capture(FakeCamera([PICTURE] * 3), lambda: FakeCamera([PICTURE])) as capture:
+        assert len(list(capture)) == 3
+    assert capture.losses == 0

@@ -1,9 +1,10 @@
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from maskfer_edge.cameras import FakeCamera
+from maskfer_edge.cameras import FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.detector import Detection, FakeDetector
 from maskfer_edge.errors import InputError, OutputError
@@ -76,7 +77,87 @@ def test_max_frames_ends_the_loop(most, expected):
 
 
 def test_an_output_can_end_the_loop():
-    assert run([EndingOutput(), FakeOutput()]).frames == 2
+    assert run([EndingOutput(), FakeOutput()], frames=500).frames < 400
+
+
+def test_the_window_ends_the_loop_at_once():
+    ending = EndingOutput()
+    ending.main_thread = True
+    assert run([ending, FakeOutput()]).frames == 2
+
+
+def test_an_output_on_the_main_thread_is_called_by_it():
+    seen = []
+
+    class Here(FakeOutput):
+        main_thread = True
+
+        def write(self, *arguments):
+            seen.append(threading.current_thread())
+            return True
+
+    run([Here()])
+    assert set(seen) == {threading.main_thread()}
+
+
+class CountingDetector(FakeDetector):
+    def __init__(self):
+        super().__init__([FACE])
+        self.calls = 0
+
+    def __call__(self, image):
+        self.calls += 1
+        return super().__call__(image)
+
+
+def counted(frames=6, moving=True, faces=1, **options):
+    """(calls of the detector, faces classified, faces in each result)."""
+    detector, classifier = CountingDetector(), FakeClassifier({"haar": 0.0})
+    detector.detections = [Detection((60 * i, 10, 40, 40), 5.0) for i in range(faces)]
+    pipe = Pipeline(detector, classifier, Tracker(), **options)
+    results = [pipe.process(Frame(picture(), i, 0.0), moving=moving) for i in range(frames)]
+    return detector.calls, len(classifier.faces), [len(result.faces) for result in results]
+
+
+@pytest.mark.parametrize(("every", "calls"), [(1, 6), (2, 3), (3, 2), (4, 2), (9, 1)])
+def test_the_detector_sees_every_so_many_frames(every, calls):
+    assert counted(detect_every=every) == (calls, 6, [1] * 6)
+
+
+def test_pictures_that_do_not_follow_each_other_are_all_searched():
+    assert counted(detect_every=3, moving=False)[0] == 6
+
+
+def test_faces_are_classified_in_turn_under_a_budget():
+    """The budget is spent after the first face, so that the others wait for their frames."""
+    _, classified, shown = counted(frames=5, faces=3, budget_ms=1e-9)
+    assert (classified, shown) == (5, [1, 2, 3, 3, 3])
+
+
+@pytest.mark.parametrize("options", [{"detect_every": 0}, {"budget_ms": -1}, {"budget_ms": float("nan")}])
+def test_numbers_that_make_no_sense_are_refused(options):
+    with pytest.raises(InputError, match="received"):
+        counted(**options)
+
+
+def test_the_stages_are_timed():
+    pipe = pipeline()
+    pipe.process(Frame(picture(), 0, 0.0))
+    assert set(pipe.stages_ms) == {"detect", "classify", "result", "age"}
+    assert pipe.stages_ms["age"] >= pipe.stages_ms["result"] >= pipe.stages_ms["classify"] > 0
+
+
+def test_a_pulse_is_given_after_each_frame():
+    pulses = []
+    run([], pulse=lambda: pulses.append(1))
+    assert len(pulses) == 5
+
+
+def test_the_health_counts_what_happened():
+    health = run([FakeOutput()]).snapshot()
+    assert (health.frames, health.faces, health.dropped, health.losses) == (5, 1, 0, 0)
+    assert health.output_drops == {"fake": 0}
+    assert health.latency_ms["result"].p95 >= health.latency_ms["result"].p50 > 0
 
 
 @pytest.mark.parametrize(("detections", "frames"), [((FACE,), 5), ((), 0)])

@@ -20,6 +20,16 @@ def moved(dx, dy=0):
     return (BOX[0] + dx, BOX[1] + dy, BOX[2], BOX[3])
 
 
+def update(tracker, frame, faces):
+    """A frame in which the detector looks and each face found is classified."""
+    tracker.detected(frame, [detection for detection, _ in faces])
+    for track in tracker.shown():
+        for detection, scores in faces:
+            if track.seen == frame and track.box == detection.box:
+                tracker.classified(track, frame, scores)
+    return [result for result in tracker.results(frame) if result.box in [d.box for d, _ in faces]]
+
+
 def numbers(results):
     return [result.track for result in results]
 
@@ -40,88 +50,146 @@ def test_overlap_is_intersection_over_union(a, b, expected):
 
 def test_a_face_that_moves_a_little_keeps_its_number():
     tracker = Tracker()
-    assert [numbers(tracker.update(i, [face(moved(5 * i))])) for i in range(4)] == [[1]] * 4
+    assert [numbers(update(tracker, i, [face(moved(5 * i))])) for i in range(4)] == [[1]] * 4
 
 
 def test_a_face_elsewhere_gets_a_new_number():
     tracker = Tracker()
-    tracker.update(0, [face()])
-    assert numbers(tracker.update(1, [face(moved(300))])) == [2]
+    update(tracker, 0, [face()])
+    assert numbers(update(tracker, 1, [face(moved(300))])) == [2]
 
 
 def test_two_faces_keep_their_numbers_in_any_order():
     tracker = Tracker()
-    tracker.update(0, [face(), face(moved(200))])
-    assert numbers(tracker.update(1, [face(moved(205)), face(moved(3))])) == [2, 1]
+    update(tracker, 0, [face(), face(moved(200))])
+    assert {r.track: r.box[0] for r in update(tracker, 1, [face(moved(205)), face(moved(3))])} == {1: 103, 2: 305}
 
 
 def test_the_greater_overlap_wins():
     tracker = Tracker()
-    tracker.update(0, [face()])
-    assert numbers(tracker.update(1, [face(moved(20)), face(moved(2))])) == [2, 1]
+    update(tracker, 0, [face()])
+    assert {r.track: r.box[0] for r in update(tracker, 1, [face(moved(20)), face(moved(2))])} == {1: 102, 2: 120}
 
 
-@pytest.mark.parametrize(("gap", "number"), [(10, 1), (11, 2)])
-def test_an_unseen_face_is_forgotten_after_the_patience(gap, number):
-    tracker = Tracker(patience=10)
-    tracker.update(0, [face()])
-    assert numbers(tracker.update(gap, [face()])) == [number]
+@pytest.mark.parametrize(("missed", "number"), [(3, 1), (4, 2)])
+def test_an_unseen_face_is_forgotten_after_the_patience(missed, number):
+    tracker = Tracker(patience=3)
+    update(tracker, 0, [face()])
+    for frame in range(missed):
+        tracker.detected(1 + frame, [])
+    assert numbers(update(tracker, 9, [face()])) == [number]
+
+
+@pytest.mark.parametrize(("missed", "shown"), [(0, 1), (1, 1), (2, 0)])
+def test_a_face_that_was_missed_once_is_still_shown(missed, shown):
+    tracker = Tracker(coast=1)
+    update(tracker, 0, [face()])
+    for frame in range(missed):
+        tracker.detected(1 + frame, [])
+    assert len(tracker.results(3)) == shown
+
+
+def test_between_detections_a_box_moves_on_as_it_moved():
+    tracker = Tracker()
+    for frame in range(0, 40, 2):
+        update(tracker, frame, [face(moved(4 * frame))])
+    assert tracker.results(41)[0].box[0] == pytest.approx(BOX[0] + 4 * 41, abs=1)
+
+
+def test_a_fast_face_is_matched_where_it_should_be():
+    """Its boxes overlap too little from one detection to the next."""
+    tracker = Tracker()
+    for frame, x in enumerate((0, 20, 45, 75, 110, 150, 195, 240, 285)):
+        found = update(tracker, frame, [face(moved(x))])
+    assert numbers(found) == [1]
+
+
+def test_another_label_takes_over_only_when_it_leads():
+    tracker = Tracker(newest_share=1, lead=0.05)
+    shown = []
+    for frame, happy in enumerate((0.4, 0.52, 0.53, 0.48, 0.47)):
+        scores = np.array([1 - happy, 0, 0, happy, 0, 0, 0], np.float32)
+        (result,) = update(tracker, frame, [(Detection(BOX, 5.0), scores)])
+        shown.append((result.expression, result.confidence))
+    assert [label for label, _ in shown] == ["Angry", "Angry", "Happy", "Happy", "Angry"]
+    assert shown[1][1] == pytest.approx(0.48)
+
+
+def test_the_face_that_waits_longest_comes_first():
+    tracker = Tracker()
+    tracker.detected(0, [face()[0], face(moved(200))[0]])
+    first, second = tracker.shown()
+    tracker.classified(first, 0, face()[1])
+    assert tracker.shown() == [second, first]
+
+
+def test_a_face_that_was_never_classified_has_no_result():
+    tracker = Tracker()
+    tracker.detected(0, [face()[0]])
+    assert tracker.results(0) == ()
+
+
+def test_forgotten_faces_get_new_numbers():
+    tracker = Tracker()
+    update(tracker, 0, [face()])
+    tracker.forget()
+    assert numbers(update(tracker, 1, [face()])) == [2]
 
 
 def test_a_number_is_not_given_twice():
     tracker = Tracker(patience=0)
-    tracker.update(0, [face()])
-    tracker.update(1, [])
-    assert numbers(tracker.update(2, [face()])) == [2]
+    update(tracker, 0, [face()])
+    update(tracker, 1, [])
+    assert numbers(update(tracker, 2, [face()])) == [2]
 
 
 def test_scores_are_smoothed_by_the_newest_share():
     tracker = Tracker(newest_share=0.25)
-    tracker.update(0, [face(label=0)])
-    scores = tracker.update(1, [face(label=3)])[0].scores
+    update(tracker, 0, [face(label=0)])
+    scores = update(tracker, 1, [face(label=3)])[0].scores
     assert (scores["Angry"], scores["Happy"]) == (0.75, 0.25)
 
 
 def test_a_newest_share_of_one_does_not_smooth():
     tracker = Tracker(newest_share=1)
-    tracker.update(0, [face(label=0)])
-    assert tracker.update(1, [face(label=3)])[0].scores["Happy"] == 1
+    update(tracker, 0, [face(label=0)])
+    assert update(tracker, 1, [face(label=3)])[0].scores["Happy"] == 1
 
 
 def test_smoothed_scores_sum_to_one():
     rng = np.random.default_rng(0)
     tracker = Tracker()
     for frame in range(20):
-        result = tracker.update(frame, [(Detection(BOX, 1.0), rng.dirichlet(np.ones(7)).astype(np.float32))])[0]
+        result = update(tracker, frame, [(Detection(BOX, 1.0), rng.dirichlet(np.ones(7)).astype(np.float32))])[0]
     assert sum(result.scores.values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_one_odd_frame_does_not_change_the_expression():
     tracker = Tracker()
     for frame in range(5):
-        tracker.update(frame, [face(label=3)])
-    assert tracker.update(5, [face(label=0)])[0].expression == "Happy"
+        update(tracker, frame, [face(label=3)])
+    assert update(tracker, 5, [face(label=0)])[0].expression == "Happy"
 
 
 def test_a_result_tells_box_score_and_best_label():
-    result = Tracker().update(0, [face(label=6, score=2.34567)])[0]
+    result = update(Tracker(), 0, [face(label=6, score=2.34567)])[0]
     assert (result.box, result.detector_score, result.expression, result.confidence) == (BOX, 2.346, LABELS[6], 1.0)
 
 
 def test_no_faces_give_no_results():
-    assert Tracker().update(0, []) == ()
+    assert update(Tracker(), 0, []) == []
 
 
 @pytest.mark.parametrize(("least", "expected"), [(0.0, "Angry"), (0.5, "Angry"), (0.61, UNSURE)])
 def test_below_the_least_confidence_a_face_is_unsure(least, expected):
     scores = np.array([0.6, 0.4, 0, 0, 0, 0, 0], np.float32)
-    (found,) = Tracker(min_confidence=least).update(0, [(Detection(BOX, 5.0), scores)])
+    (found,) = update(Tracker(min_confidence=least), 0, [(Detection(BOX, 5.0), scores)])
     assert (found.expression, found.confidence) == (expected, pytest.approx(0.6))
 
 
 def test_the_smoothed_score_is_what_must_be_sure():
     tracker = Tracker(min_confidence=0.7)
-    assert [tracker.update(i, [face(label=int(i >= 2))])[0].expression for i in range(5)] == [
+    assert [update(tracker, i, [face(label=int(i >= 2))])[0].expression for i in range(5)] == [
         "Angry", "Angry", UNSURE, UNSURE, "Disgust",
     ]  # fmt: skip
 

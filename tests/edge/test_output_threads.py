@@ -1,0 +1,116 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from maskfer_edge import output_threads as module
+from maskfer_edge.cameras import Frame
+from maskfer_edge.errors import OutputError
+from maskfer_edge.output_threads import OutputSet
+from maskfer_edge.outputs import FakeOutput
+from maskfer_edge.results import FrameResult
+
+PICTURE = np.zeros((4, 4, 3), np.uint8)
+
+
+class HeldOutput(FakeOutput):
+    """Takes nothing until it is let go."""
+
+    def __init__(self, keeps_all=True, **options):
+        super().__init__(**options)
+        self.keeps_all, self.go_on, self.started = keeps_all, threading.Event(), threading.Event()
+
+    def write(self, *arguments):
+        self.started.set()
+        self.go_on.wait(5)
+        return super().write(*arguments)
+
+
+def no_drawing(image, result):
+    return image
+
+
+def feed(outputs, frames, draw=no_drawing, live=True):
+    taking = OutputSet(outputs, draw, live=live)
+    for index in range(frames):
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    return taking
+
+
+def indices(output):
+    return [result.frame for result in output.results]
+
+
+def test_a_slow_output_holds_up_neither_the_loop_nor_the_others():
+    held, other = HeldOutput(), FakeOutput()
+    started = time.monotonic()
+    taking = feed([held, other], 50)
+    assert time.monotonic() - started < 1
+    held.go_on.set()
+    taking.finish(failed=False)
+    assert indices(other)[-1] == indices(held)[-1] == 49
+
+
+def test_what_it_missed_is_counted():
+    held = HeldOutput()
+    taking = feed([held], 1)
+    held.started.wait(5)
+    for index in range(1, 50):
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    held.go_on.set()
+    taking.finish(failed=False)
+    assert indices(held) == [0, *range(50 - module.WAITING, 50)]
+    assert taking.threads[0].dropped == 50 - len(held.results)
+
+
+@pytest.mark.parametrize(("keeps_all", "complete"), [(True, True), (False, False)])
+def test_of_a_file_nothing_is_missing_in_what_keeps_all(keeps_all, complete):
+    held = HeldOutput(keeps_all)
+    threading.Timer(0.2, held.go_on.set).start()
+    taking = feed([held], 50, live=False)
+    taking.finish(failed=False)
+    assert (indices(held) == list(range(50))) is complete
+
+
+def test_a_picture_is_drawn_once_for_all_that_want_it():
+    drawn = []
+
+    def draw(image, result):
+        drawn.append(result.frame)
+        return image
+
+    outputs = [FakeOutput(wants_picture=True), FakeOutput(wants_picture=True), FakeOutput()]
+    feed(outputs, 3, draw).finish(failed=False)
+    assert sorted(drawn) == [0, 1, 2]
+    assert [len(output.pictures) for output in outputs] == [3, 3, 0]
+
+
+def test_an_error_on_a_thread_reaches_the_loop():
+    class Broken(FakeOutput):
+        def write(self, *arguments):
+            raise OutputError("disk full")
+
+    taking = feed([Broken()], 1)
+    deadline = time.monotonic() + 5
+    with pytest.raises(OutputError, match="disk full"):
+        while time.monotonic() < deadline:
+            taking.write(Frame(PICTURE, 1, 0.0), FrameResult(0.0, 1, (), 0.0))
+
+
+def test_an_output_that_never_comes_back_is_left(monkeypatch):
+    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    held = HeldOutput()
+    taking = feed([held], 1)
+    with pytest.raises(OutputError, match=r"fake did not finish in 0\.1 s"):
+        taking.finish(failed=False)
+    held.go_on.set()
+
+
+def test_after_a_failure_nothing_more_is_written():
+    held = HeldOutput()
+    taking = feed([held], 5)
+    held.started.wait(5)
+    threading.Timer(0.05, held.go_on.set).start()
+    taking.finish(failed=True)
+    assert (len(held.results), held.closed) == (1, "failed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from maskfer_edge.board import cpu_name, governor, hottest_celsius, memory_mb
 from maskfer_edge.errors import DependencyError, ModelError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.model_file import FLATBUFFER_MARK, strip
@@ -158,44 +158,8 @@ def memory_of(flatbuffer: bytes, runtime: str) -> float:
 
 def _growth(flatbuffer: bytes, runtime: str) -> float:
     importlib.import_module(RUNTIMES[runtime][0])
-    before = _resident_bytes()
+    before = memory_mb()
     interpreter = open_interpreter(flatbuffer, runtime)
     fill_inputs(interpreter)
     interpreter.invoke()
-    return round((_resident_bytes() - before) / 1e6, 2)
-
-
-def _resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it; on a Raspberry Pi the board's name."""
-    board = _first_line("/proc/device-tree/model").rstrip("\0")
-    if board:
-        return board
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
-def governor() -> str:
-    """What sets the first core's clock, e.g. ``ondemand``; "" where it cannot be read."""
-    return _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-
-
-def hottest_celsius() -> float | None:
-    """The hottest thermal zone; None where there is none to read."""
-    zones = (_first_line(str(zone)) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp"))
-    return max((int(zone) / 1000 for zone in zones if zone.lstrip("-").isdigit()), default=None)
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text().partition("\n")[0]
-    except (OSError, UnicodeDecodeError):
-        return ""
+    return round(memory_mb() - before, 2)

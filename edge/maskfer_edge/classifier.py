@@ -21,9 +21,9 @@ def default_model() -> Model:
         return load_model(path)
 
 
-def open_classifier(path: Path | None, runtime: str = AUTO, *, mirror: bool = True) -> Classifier:
+def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1, *, mirror: bool = True) -> Classifier:
     """A classifier by a model file, or by the bundled model if `path` is None."""
-    return Classifier(default_model() if path is None else load_model(path), runtime, mirror=mirror)
+    return Classifier(default_model() if path is None else load_model(path), runtime, threads, mirror=mirror)
 
 
 class Classifier:

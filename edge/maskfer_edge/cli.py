@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import Field, asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.run_settings import RunSettings
+from maskfer_edge.settings_file import as_toml, read_settings
 
 if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that --help needs neither
     from maskfer_edge.capture import Capture
     from maskfer_edge.health import HealthMeter
-    from maskfer_edge.outputs import Output
 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
 
@@ -37,62 +40,157 @@ def _edge() -> None:
     pass
 
 
+def _flag(field: Field[Any]) -> inspect.Parameter:
+    """One setting of a run as an option; what is not given is None, so that the file counts."""
+    kind = {"str": str, "int": int, "float": float, "bool": bool}[str(field.type)]
+    name = field.name.replace("_", "-")
+    default = f" Default: {field.default}." if field.default not in ("", 0, -1, False, True) else ""
+    option = typer.Option(
+        f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+        help=field.metadata["help"] + default,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def takes_run_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each of `RunSettings`, and --config."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD] + [*map(_flag, fields(RunSettings))]
+
+    def called(**given: Any) -> None:
+        command(**given)
+
+    called.__doc__ = command.__doc__
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
+ConfigOption = Annotated[Path | None, typer.Option(help="TOML file of the settings below; flags win.")]
+
+
 @app.command("run")
-def run_command(
-    source: Annotated[str, typer.Option(help="A video file, a picture, a folder, usb:N, picamera or demo.")],
-    model: ModelOption = None,
-    detector: DetectorOption = "haar",
-    headless: Annotated[bool, typer.Option("--headless", help="Open no window.")] = False,
-    jsonl: Annotated[
-        str | None, typer.Option(help="Write one line of JSON a frame to this file; - for stdout.")
-    ] = None,
-    record: Annotated[Path | None, typer.Option(help="Write the annotated video to this file (.mp4 or .avi).")] = None,
-    max_frames: Annotated[int, typer.Option(min=0, help="End after so many frames; 0: at the source's end.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")] = False,
-    runtime: RuntimeOption = "auto",
-    mirror: MirrorOption = True,
-    min_confidence: ConfidenceOption = 0.0,
-) -> None:
+@takes_run_settings
+def run_command(config: ConfigOption = None, **given: Any) -> None:
     """Find faces, classify their expressions, and show or write the results.
 
-    A file is processed whole; of a live camera only the newest frame counts. Nothing is stored
-    unless --jsonl or --record asks for it, and nothing is sent anywhere. Exit status 1 if a file
-    or folder shows no face at all.
+    A file is processed whole; of a live camera only the newest frame counts, and a camera that is lost is opened again.
+    Nothing is stored or sent unless an option asks for it. Exit status 1 if a file or folder shows no face at all.
     """
-    from maskfer_edge.cameras import open_camera
-    from maskfer_edge.capture import Capture
-    from maskfer_edge.classifier import open_classifier
-    from maskfer_edge.detector import open_detector
-    from maskfer_edge.loop import Pipeline, run_loop
-    from maskfer_edge.outputs import JsonLines, VideoRecording, Window, has_display
-    from maskfer_edge.quiet import quiet_native_libraries
-    from maskfer_edge.tracker import Tracker
+    from maskfer_edge.running import opened
 
-    with ExitStack() as stack:
-        with quiet_native_libraries():
-            tracker = Tracker(min_confidence=min_confidence)
-            pipeline = Pipeline(open_detector(detector), open_classifier(model, runtime, mirror=mirror), tracker)
-            camera = open_camera(source)
-        capture = stack.enter_context(Capture(camera))  # which closes the camera
-        outputs: list[Output] = []
-        with _closed_on_failure(outputs):
-            if jsonl is not None:
-                outputs.append(JsonLines(jsonl, overwrite))
-            if record is not None:
-                outputs.append(VideoRecording(record, camera.fps, overwrite))
-            if not headless and has_display():
-                outputs.append(Window())
-        if not headless and not has_display():
-            say("No display here: running headless.")
-        with _ends_on_signals(capture) as received:
-            summary = run_loop(capture, pipeline, outputs, max_frames)
-    _say_summary(summary, source, jsonl, record)
-    if received and not camera.live:
-        say(f"maskfer-edge: stopped before the end of {source}")
+    settings = run_settings(config, given)
+    with opened(settings, say) as run:
+        with _ends_on_signals(run.capture) as received:
+            for _ in run.results():
+                pass
+        live = run.capture.camera.live
+    _say_summary(run.meter, settings)
+    if received and not live:
+        say(f"maskfer-edge: stopped before the end of {settings.source}")
         raise typer.Exit(130)
-    if not camera.live and not summary.frames_with_faces:
-        say(f"maskfer-edge: no face found in {summary.frames} frames of {source}")
+    if not live and not run.meter.frames_with_faces:
+        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {settings.source}")
         raise typer.Exit(1)
+
+
+@app.command("config")
+@takes_run_settings
+def config_command(config: ConfigOption = None, **given: Any) -> None:
+    """Print the settings that `run` would have with the same options, as a file for --config."""
+    print_result(as_toml(run_settings(config, given)).rstrip())
+
+
+@app.command("cameras")
+def cameras_command(
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """List the cameras of this machine, as --source takes them. Exit status 1 if there is none."""
+    from maskfer_edge.camera_list import list_cameras
+
+    found = list_cameras()
+    if json_:
+        print_json({"cameras": [asdict(camera) for camera in found]})
+    for camera in [] if json_ else found:
+        print_result(f"{camera.source:12} {camera.name}  {camera.detail}".rstrip())
+    if not found:
+        say("maskfer-edge: no camera found; maskfer-edge doctor says what to do")
+        raise typer.Exit(1)
+
+
+@app.command("doctor")
+def doctor_command(
+    model: ModelOption = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Look at everything that maskfer needs: ok, or what to do. Exit status 1 if something is missing."""
+    from maskfer_edge.doctor import examine
+    from maskfer_edge.quiet import quiet_native_libraries
+
+    with quiet_native_libraries():
+        findings = examine(model)
+    if json_:
+        print_json({"findings": [asdict(finding) for finding in findings]})
+    for finding in [] if json_ else findings:
+        print_result(f"{'ok' if finding.good else 'BAD':4} {finding.what}: {finding.found}")
+        if finding.remedy:
+            print_result(f"       {finding.remedy}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command("bench")
+@takes_run_settings
+def bench_command(
+    config: ConfigOption = None,
+    against: Annotated[
+        str | None, typer.Option(help="naive: the paper's loop, one thread, on the same frames.")
+    ] = None,
+    naive_model: Annotated[Path | None, typer.Option(help="The paper's network in float, for --against naive.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    **given: Any,
+) -> None:
+    """Measure a run on this machine: frames a second, latency by stage, memory, start, CPU. Default source: demo."""
+    from maskfer_edge.bench import bench
+    from maskfer_edge.errors import InputError
+
+    if against not in (None, "naive"):
+        raise InputError(f"--against takes naive; received {against!r}")
+    if (against is None) != (naive_model is None):
+        raise InputError(
+            "--against naive and --naive-model go together; make the model with: trainer fit DATA --arch paper --out "
+            "paper, and converter quantize paper/model.keras --calibrate DATA --format float --force -o naive.tflite"
+        )
+    settings = run_settings(config, {**given, "source": given["source"] or "demo"})
+    report = bench(settings, naive_model)
+    if json_:
+        print_json(report)
+        return
+    count, width, height = report.frames
+    warm = f", {report.celsius:.0f} °C" if report.celsius is not None else ""
+    print_result(f"{report.cpu}{f', {report.governor}' if report.governor else ''}{warm}")
+    print_result(f"{report.source}: {count} frames of {width}×{height}, {report.faces_a_frame:g} faces in each")
+    print_result(f"{'frames a second':26}{report.fps:9.1f}")
+    if report.naive_fps:
+        print_result(
+            f"{'  of the naive loop':26}{report.naive_fps:9.1f}  ({report.fps / report.naive_fps:.1f} times slower)"
+        )
+    for stage, latency in report.latency_ms.items():
+        print_result(f"{stage + ' ms, p50 and p95':26}{latency.p50:9.2f}{latency.p95:9.2f}")
+    print_result(f"{'start to first result':26}{report.first_result_s:9.2f} s")
+    print_result(f"{'resident memory':26}{report.memory_mb:9.1f} MB")
+    if report.cpu_share is not None:
+        print_result(
+            f"{'CPU in its own time':26}{report.cpu_share:9.0%} of a core, at {report.realtime_fps:g} frames a second"
+        )
+
+
+def run_settings(config: Path | None, given: dict[str, Any]) -> RunSettings:
+    """Settings of a run by a file and by flags, which win."""
+    return RunSettings(**read_settings(RunSettings, config, given))
 
 
 @app.command("predict")
@@ -147,17 +245,6 @@ def predict_command(
 
 
 @contextmanager
-def _closed_on_failure(outputs: list[Output]) -> Iterator[None]:
-    """If a later output cannot be opened, the earlier ones leave nothing behind."""
-    try:
-        yield
-    except BaseException:
-        for output in outputs:
-            output.close(failed=True)
-        raise
-
-
-@contextmanager
 def _ends_on_signals(capture: Capture) -> Iterator[list[int]]:
     """SIGINT and SIGTERM end the loop in order, with files finished and the camera free."""
     received: list[int] = []
@@ -174,15 +261,20 @@ def _ends_on_signals(capture: Capture) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _say_summary(summary: HealthMeter, source: str, jsonl: str | None, record: Path | None) -> None:
-    rate = summary.frames / summary.seconds if summary.seconds else 0.0
-    passed_over = summary.snapshot().dropped
-    dropped = f", {passed_over} passed over for newer ones" if passed_over else ""
-    say(f"{source}: {summary.frames} frames in {summary.seconds:.1f} s ({rate:.0f} a second){dropped}")
-    shown = ", ".join(f"{name} {count}" for name, count in summary.expressions.most_common())
-    say(f"  faces in {summary.frames_with_faces} frames{': ' + shown if shown else ''}")
-    for path in (jsonl, record):
-        if path is not None and Path(path).exists():
+def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
+    health = meter.snapshot()
+    rate = health.frames / health.seconds if health.seconds else 0.0
+    passed_over = f", {health.dropped} passed over for newer ones" if health.dropped else ""
+    losses = f", camera lost {health.losses} times" if health.losses else ""
+    took = f"{health.frames} frames in {health.seconds:.1f} s ({rate:.0f} a second)"
+    say(f"{settings.source}: {took}{passed_over}{losses}")
+    shown = ", ".join(f"{name} {count}" for name, count in meter.expressions.most_common())
+    say(f"  faces in {meter.frames_with_faces} frames{': ' + shown if shown else ''}")
+    for name, drops in health.output_drops.items():
+        if drops:
+            say(f"  {name} was too slow for {drops} frames")
+    for path in (settings.jsonl, settings.csv, settings.record):
+        if path and Path(path).exists():
             say(f"  wrote {path}")
 
 

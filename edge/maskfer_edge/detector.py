@@ -14,7 +14,7 @@ from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import DependencyError, InputError
 
-# Frames are searched at no more than this size; larger ones are made smaller first.
+# Frames are searched at no more than this size, unless another is asked for; larger ones are made smaller first.
 SEARCH_SIDE = 640
 
 
@@ -38,7 +38,7 @@ class Detector(ABC):
 
     @abstractmethod
     def __call__(self, image: UInt8Array) -> list[Detection]:
-        """Find the faces of a picture: (height, width, 3) uint8, B,G,R."""
+        """Find the faces of a picture: (height, width, 3) uint8, B,G,R, or (height, width) grey."""
 
 
 class FakeDetector(Detector):
@@ -62,18 +62,22 @@ class HaarDetector(Detector):
 
     name = "haar"
 
-    def __init__(self, scale_factor: float = 1.1, min_neighbors: int = 3, min_face: int = 40) -> None:
+    def __init__(
+        self, scale_factor: float = 1.1, min_neighbors: int = 3, min_face: int = 40, search_side: int = SEARCH_SIDE
+    ) -> None:
         """Load the cascade that comes with OpenCV.
 
         Args:
             scale_factor: Between one search size and the next.
             min_neighbors: Windows that must agree on a face.
-            min_face: Smallest face in pixels of the frame as searched (see `SEARCH_SIDE`).
+            min_face: Smallest face in pixels of the frame as searched.
+            search_side: Longest side in pixels of the frame as searched.
 
         Raises:
             DependencyError: If this OpenCV ships no cascade (Debian's python3-opencv keeps it apart).
         """
         self.scale_factor, self.min_neighbors, self.min_face = scale_factor, min_neighbors, min_face
+        self.search_side = search_side
         folders = [Path(cv2.data.haarcascades)] if hasattr(cv2, "data") else []
         folders.append(Path("/usr/share/opencv4/haarcascades"))
         paths = [folder / "haarcascade_frontalface_default.xml" for folder in folders]
@@ -86,7 +90,7 @@ class HaarDetector(Detector):
         """Find faces; `score` is how many windows agreed."""
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
         height, width = grey.shape
-        shrink = max(1.0, max(height, width) / SEARCH_SIDE)
+        shrink = max(1.0, max(height, width) / self.search_side)
         if shrink > 1:
             size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
             grey = cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA)
@@ -105,8 +109,8 @@ class HaarDetector(Detector):
 DETECTORS = {"haar": HaarDetector}
 
 
-def open_detector(name: str) -> Detector:
-    """A detector by its name. Raises InputError if there is none of that name."""
+def open_detector(name: str, search_side: int = SEARCH_SIDE) -> Detector:
+    """A detector by its name, which looks at pictures of that longest side. Raises InputError if there is none."""
     if name not in DETECTORS:
         raise InputError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
-    return DETECTORS[name]()
+    return DETECTORS[name](search_side=search_side)

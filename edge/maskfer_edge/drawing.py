@@ -26,18 +26,28 @@ COLOURS = dict(
 COLOURS[UNSURE] = (128, 128, 128)
 
 
-def annotate(image: UInt8Array, result: FrameResult) -> UInt8Array:
+# Squares a blurred face is left with from side to side: too few to know anyone by.
+BLUR_CELLS = 8
+# Share of a face's box by which the blurred part reaches beyond it: hair and ears tell people apart too.
+BLUR_MARGIN = 0.25
+
+
+def annotate(image: UInt8Array, result: FrameResult, *, blur: bool = False) -> UInt8Array:
     """Draw each face's rectangle, expression and confidence.
 
     Args:
         image: (height, width, 3) uint8, B,G,R; not changed.
         result: Of this frame.
+        blur: Whether faces are made unrecognisable first.
 
     Returns:
         A new picture of the same shape.
     """
     drawn = image.copy()
     height, width = drawn.shape[:2]
+    if blur:
+        for face in result.faces:
+            _pixelate(drawn, face.box)
     line = max(1, round(min(height, width) / 240))
     scale = max(0.4, min(height, width) / 800)
     for face in result.faces:
@@ -56,3 +66,13 @@ def annotate(image: UInt8Array, result: FrameResult) -> UInt8Array:
         ink = (0, 0, 0) if sum(colour) > 330 else (255, 255, 255)
         cv2.putText(drawn, text, (left + pad, bottom - below - pad), FONT, scale, ink, 1, cv2.LINE_AA)
     return drawn
+
+
+def _pixelate(image: UInt8Array, box: tuple[int, int, int, int]) -> None:
+    """Make a part of a picture, in place, of a few large squares."""
+    x, y, w, h = box
+    more_x, more_y = round(w * BLUR_MARGIN), round(h * BLUR_MARGIN)
+    part = image[max(0, y - more_y) : max(0, y + h + more_y), max(0, x - more_x) : max(0, x + w + more_x)]
+    if part.size:
+        cells = cv2.resize(part, (BLUR_CELLS, BLUR_CELLS), interpolation=cv2.INTER_AREA)
+        part[:] = cv2.resize(cells, part.shape[1::-1], interpolation=cv2.INTER_NEAREST)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from maskfer_edge.background_detector import BackgroundDetector
 from maskfer_edge.cameras import Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Detector
+from maskfer_edge.detector import Detection, Detector
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import HealthMeter
@@ -26,6 +27,7 @@ class Pipeline:
 
     Attributes:
         stages_ms: What the stages of the newest frame took, in milliseconds.
+        slowdown: How many times longer the detector rests than `detect_every` says.
     """
 
     def __init__(
@@ -65,17 +67,18 @@ class Pipeline:
         self.margin = margins[detector.name] if margin is None else margin
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
+        self.slowdown = 1
         self._until_detection = 0
+        self._background: BackgroundDetector | None = None
 
-    def faces(self, image: UInt8Array, frame: int) -> tuple[FaceResult, ...]:
-        """Find and classify the faces of a (height, width, 3) uint8 B,G,R picture."""
+    def faces(self, image: UInt8Array, frame: int, grey: UInt8Array | None = None) -> tuple[FaceResult, ...]:
+        """Find and classify the faces of a (height, width, 3) uint8 B,G,R picture.
+
+        `grey`, (h, w) uint8, is the same picture in another size; if given, faces are looked for there.
+        """
         self.stages_ms = {}
-        started = time.perf_counter()
-        if self._until_detection <= 0:
-            self.tracker.detected(frame, self.detector(image))
-            self._until_detection = self.detect_every
-            self.stages_ms["detect"] = _ms_since(started)
-        self._until_detection -= 1
+        searched = image if grey is None else grey
+        self._detect(searched, frame, image.shape[1] / searched.shape[1])
         begun = time.perf_counter()
         for track in self.tracker.shown():
             box = track.box_at(frame)
@@ -85,31 +88,66 @@ class Pipeline:
         self.stages_ms["classify"] = _ms_since(begun)
         return self.tracker.results(frame)
 
+    def detect_in_background(self) -> None:
+        """Let the detector look on a thread of its own from now on, so that the loop never waits for it.
+
+        What it finds counts from the frame on in which it is ready. Call `close` in the end.
+        """
+        self._background = BackgroundDetector(self.detector)
+
+    def close(self) -> None:
+        """End the detector's thread, if there is one."""
+        if self._background is not None:
+            self._background.close()
+
+    def _detect(self, searched: UInt8Array, frame: int, scale: float) -> None:
+        """Tell the tracker what the detector found, if it is its turn, or has found something in an earlier frame."""
+        self._until_detection -= 1
+        if self._background is None:
+            if self._until_detection < 0:
+                started = time.perf_counter()
+                self.tracker.detected(frame, [_scaled(d, scale) for d in self.detector(searched)])
+                self.stages_ms["detect"] = _ms_since(started)
+                self._until_detection = self.detect_every * self.slowdown - 1
+            return
+        found = self._background.take()
+        if found is not None:
+            self.tracker.detected(found.frame, [_scaled(d, scale) for d in found.detections])
+            self.stages_ms["detect"] = found.took_ms
+        if self._until_detection < 0 and self._background.idle:
+            self._background.look(frame, searched)
+            self._until_detection = self.detect_every * self.slowdown - 1
+
     def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""
         started = time.perf_counter()
         if not moving:
             self.tracker.forget()
             self._until_detection = 0
-        faces = self.faces(frame.image, frame.index)
+        faces = self.faces(frame.image, frame.index, frame.grey)
         latency_ms = round(_ms_since(started), 2)
         self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
         return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms)
+
+
+def _scaled(detection: Detection, by: float) -> Detection:
+    x, y, w, h = (round(side * by) for side in detection.box)
+    return Detection((x, y, w, h), detection.score)
 
 
 def _ms_since(started: float) -> float:
     return (time.perf_counter() - started) * 1000
 
 
-def run_loop(
+def results(
     capture: Capture,
     pipeline: Pipeline,
-    outputs: Sequence[Output],
+    outputs: Sequence[Output] = (),
     max_frames: int = 0,
     meter: HealthMeter | None = None,
     draw: Draw = annotate,
     pulse: Callable[[], None] = lambda: None,
-) -> HealthMeter:
+) -> Iterator[FrameResult]:
     """Process frames until the source ends, an output asks to end, or `max_frames` are done.
 
     The outputs are closed in any case; if anything failed they leave nothing half-written.
@@ -119,9 +157,12 @@ def run_loop(
         pipeline: What makes results.
         outputs: What takes them.
         max_frames: 0 for all.
-        meter: Counts; a new one by default.
+        meter: Counts.
         draw: Makes the annotated picture, for outputs that want it.
         pulse: Called after each frame: the loop is alive.
+
+    Yields:
+        The result of each frame.
 
     Raises:
         MaskferError: What the camera, the pipeline or an output raised.
@@ -130,19 +171,23 @@ def run_loop(
     meter.capture_state = lambda: (capture.dropped, capture.losses, capture.lost)
     camera = capture.camera
     taking = OutputSet(outputs, draw, live=camera.live)
-    meter.output_drops |= {thread.output.name: lambda t=thread: t.dropped for thread in taking.threads}  # type: ignore[misc]
+    meter.output_drops |= {thread.output.name: thread.missed for thread in taking.threads}
     failed = True
     try:
         for frame in capture:
             result = pipeline.process(frame, moving=camera.moving)
             meter.add(result, pipeline.stages_ms)
             pulse()
-            if not taking.write(frame, result) or meter.frames == max_frames:
+            go_on = taking.write(frame, result)
+            yield result
+            if not go_on or meter.frames == max_frames:
                 break
         failed = False
+    except GeneratorExit:
+        failed = False  # whoever iterates has seen enough
+        raise
     finally:
         taking.finish(failed)
-    return meter
 
 
 def use_cores(spare: int = 1) -> int:

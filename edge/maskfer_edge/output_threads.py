@@ -74,6 +74,10 @@ class OutputThread:
             self._waiting.append(seen)
             self._changed.notify_all()
 
+    def missed(self) -> int:
+        """Frames that it was too slow for, or could not pass on."""
+        return self.dropped + self.output.dropped
+
     def finish(self, failed: bool) -> None:
         """Let it write what waits (unless something failed), end the thread, and close the output.
 

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 
 from maskfer_edge.cameras import Frame
-from maskfer_edge.contract import UInt8Array
+from maskfer_edge.contract import LABELS, UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import OutputError
 from maskfer_edge.files import check_free, whole_file
@@ -32,12 +32,14 @@ class Output(ABC):
         wants_picture: Whether the annotated picture is needed.
         keeps_all: Whether of a file no frame may be missing, so that the loop waits for it.
         main_thread: Whether it must be called by the main thread.
+        dropped: Frames that it took and could not pass on.
     """
 
     name = "output"
     wants_picture = False
     keeps_all = False
     main_thread = False
+    dropped = 0
 
     @abstractmethod
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
@@ -70,48 +72,52 @@ class FakeOutput(Output):
         self.closed = "failed" if failed else "well"
 
 
-class JsonLines(Output):
-    """One line of JSON a frame, into a file or to stdout. A line is written whole or not at all."""
+class LineFile(Output):
+    """Text into a file or to stdout, whole lines or none; others can read them at once."""
 
     keeps_all = True
+    header = ""
 
-    def __init__(self, path: str, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: str, overwrite: bool = False, *, append: bool = False, rotate_bytes: float = 0, keep: int = 5
+    ) -> None:
         """Open the file, or stdout for ``-``.
+
+        Args:
+            path: Where to.
+            overwrite: Whether an existing file is replaced.
+            append: Whether an existing file is gone on with; what a crash left of its last line is taken off.
+            rotate_bytes: Size from which a new file is begun; the old ones become PATH.1, PATH.2, ...; 0: never.
+            keep: How many old ones are kept.
 
         Raises:
             OutputError: If the file is there already, or cannot be written.
         """
         self.name = "stdout" if path == "-" else path
+        self._rotate_bytes, self._keep = rotate_bytes, keep
         self._empty = True
         self._file: IO[bytes]
         if path == "-":
             self._file = sys.stdout.buffer
+            self._write_all(self.header.encode())
             return
         if not Path(path).is_char_device():  # such as /dev/full or a serial line
-            check_free(Path(path), overwrite)
+            check_free(Path(path), overwrite or append)
         try:
-            self._file = Path(path).open("wb", buffering=0)  # noqa: SIM115 (closed by close)
+            self._file = self._open(append)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
+    def lines(self, result: FrameResult) -> str:
+        """What one frame adds: whole lines, or nothing."""
+        raise NotImplementedError
+
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
-        """Write one line; others can read it at once."""
-        line = result.to_json().encode() + b"\n"
-        seekable = self.name != "stdout" and self._file.seekable()
-        start = self._file.tell() if seekable else 0
-        try:
-            written = self._file.write(line)
-            self._file.flush()
-            if written is not None and written < len(line):
-                raise OSError(28, "No space left on device")
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            if seekable:
-                with suppress(OSError):
-                    self._file.truncate(start)
-            raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
-        self._empty = False
+        """Write one frame's lines."""
+        text = self.lines(result).encode()
+        if text:
+            self._write_all(text)
+            self._empty = False
         return True
 
     def close(self, failed: bool = False) -> None:
@@ -121,6 +127,100 @@ class JsonLines(Output):
         self._file.close()
         if failed and self._empty and Path(self.name).is_file():
             Path(self.name).unlink()
+
+    def _open(self, append: bool) -> IO[bytes]:
+        path = Path(self.name)
+        if append and path.is_file() and path.stat().st_size:
+            self._empty = False
+            file = path.open("rb+", buffering=0)
+            file.seek(_end_of_last_line(file))
+            file.truncate()
+            return file
+        file = path.open("wb", buffering=0)
+        try:
+            if self.header:
+                file.write(self.header.encode())
+        except OSError:
+            file.close()
+            raise
+        return file
+
+    def _write_all(self, text: bytes) -> None:
+        seekable = self.name != "stdout" and self._file.seekable()
+        start = self._file.tell() if seekable else 0
+        try:
+            if seekable and self._rotate_bytes and start and start + len(text) > self._rotate_bytes:
+                self._rotate()
+                start = self._file.tell()
+            written = self._file.write(text)
+            self._file.flush()
+            if written is not None and written < len(text):
+                raise OSError(28, "No space left on device")
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if seekable:
+                with suppress(OSError):
+                    self._file.truncate(start)
+            raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
+
+    def _rotate(self) -> None:
+        self._file.close()
+        names = [Path(self.name), *(Path(f"{self.name}.{number}") for number in range(1, self._keep + 1))]
+        for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
+            if newer.exists():
+                newer.replace(older)
+        self._file = self._open(append=False)
+
+
+def _end_of_last_line(file: IO[bytes]) -> int:
+    """Just behind the last newline, or 0."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+class JsonLines(LineFile):
+    """One line of JSON a frame."""
+
+    def lines(self, result: FrameResult) -> str:
+        """The frame's line."""
+        return result.to_json() + "\n"
+
+
+class CsvFile(LineFile):
+    """One line a face, below a line of names."""
+
+    header = "time,frame,track,left,top,width,height,detector_score,expression,confidence," + ",".join(LABELS) + "\n"
+
+    def lines(self, result: FrameResult) -> str:
+        """The lines of the frame's faces."""
+        # numbers and our own labels: nothing that would need quotes
+        return "".join(
+            ",".join(
+                map(
+                    str,
+                    (
+                        result.time,
+                        result.frame,
+                        face.track,
+                        *face.box,
+                        face.detector_score,
+                        face.expression,
+                        face.confidence,
+                        *face.scores.values(),
+                    ),
+                )
+            )
+            + "\n"
+            for face in result.faces
+        )
 
 
 class VideoRecording(Output):

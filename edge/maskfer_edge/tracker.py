@@ -28,6 +28,7 @@ class Track:
         detector_score: Of that detection.
         seen: Frame of that detection.
         velocity: Change of the box, pixels a frame.
+        hits: Detections that found it.
         misses: Detections in a row that did not find it.
         scores: Smoothed, (7,) float32; None before the first classification.
         classified: Frame of the last classification; -1 before the first.
@@ -39,6 +40,7 @@ class Track:
     detector_score: float
     seen: int
     velocity: FloatArray = field(default_factory=lambda: np.zeros(4, dtype=np.float32))
+    hits: int = 1
     misses: int = 0
     scores: FloatArray | None = None
     classified: int = -1
@@ -61,6 +63,7 @@ class Tracker:
         coast: int = 1,
         lead: float = 0.05,
         min_confidence: float = 0.0,
+        confirm: int = 1,
     ) -> None:
         """Set up without tracks.
 
@@ -71,6 +74,7 @@ class Tracker:
             coast: Detections in a row without a face over which it is still shown.
             lead: By how much another label's smoothed score must lead before it takes over.
             min_confidence: Smoothed score, 0 to 1, below which the expression is `results.UNSURE`.
+            confirm: Detections that must have found a face before it is shown: false ones rarely come twice.
 
         Raises:
             InputError: If `min_confidence` is not within 0 and 1.
@@ -79,7 +83,7 @@ class Tracker:
             raise InputError(f"the least confidence must be within 0 and 1; received {min_confidence}")
         self.min_confidence, self.lead = min_confidence, lead
         self.least_overlap, self.newest_share = least_overlap, newest_share
-        self.patience, self.coast = patience, coast
+        self.patience, self.coast, self.confirm = patience, coast, confirm
         self._tracks: list[Track] = []
         self._next_number = 1
 
@@ -118,7 +122,7 @@ class Tracker:
     def shown(self) -> list[Track]:
         """Faces that were seen lately, the one that was classified longest ago first."""
         return sorted(
-            (track for track in self._tracks if track.misses <= self.coast),
+            (track for track in self._tracks if track.misses <= self.coast and track.hits >= self.confirm),
             key=lambda track: (track.classified, track.number),
         )
 
@@ -159,6 +163,7 @@ def _move(track: Track, frame: int, detection: Detection) -> None:
     moved = (np.asarray(detection.box, dtype=np.float32) - np.asarray(track.box, dtype=np.float32)) / since
     track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
     track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
+    track.hits += 1
 
 
 def overlap(a: BoxInt, b: BoxInt) -> float:

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from maskfer_converter import benchmark as module
-from maskfer_converter.benchmark import benchmark, cpu_name, governor, hottest_celsius, read_models, time_in_turns
+from maskfer_converter.benchmark import benchmark, read_models, time_in_turns
+from maskfer_edge.board import cpu_name
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 
 
@@ -89,34 +88,3 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "text.tflite").write_text("no model at all")
     with pytest.raises(ModelError, match=r"text\.tflite is not a TFLite model"):
         read_models([tmp_path / "text.tflite"])
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"/proc/device-tree/model": "Raspberry Pi 4 Model B Rev 1.4\0"}, "Raspberry Pi 4 Model B Rev 1.4"),
-        ({"/proc/cpuinfo": "processor : 0\nmodel name\t: Some CPU @ 2 GHz\n"}, "Some CPU @ 2 GHz"),
-        ({}, "aarch64"),
-    ],
-)
-def test_the_cpu_is_named_as_the_system_does(monkeypatch, files, expected):
-    def read(path):
-        if str(path) not in files:
-            raise FileNotFoundError(path)
-        return files[str(path)]
-
-    monkeypatch.setattr(Path, "read_text", read)
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
-    assert cpu_name() == expected
-
-
-@pytest.mark.parametrize(("zones", "expected"), [([], None), (["51234", "48000"], 51.234), (["broken"], None)])
-def test_the_hottest_zone_counts(monkeypatch, zones, expected):
-    monkeypatch.setattr(Path, "glob", lambda path, pattern: map(str, range(len(zones))))
-    monkeypatch.setattr(module, "_first_line", lambda path: zones[int(path)])
-    assert hottest_celsius() == expected
-
-
-def test_a_governor_that_cannot_be_read_is_empty(monkeypatch):
-    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(PermissionError()))
-    assert governor() == ""

@@ -6,12 +6,12 @@ The naive loop does what is often seen: it opens the interpreter anew for every 
 import statistics
 import time
 
-from maskfer_edge.cameras import open_camera
 from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.contract import preprocess
 from maskfer_edge.detector import HaarDetector
 from maskfer_edge.errors import DependencyError
 from maskfer_edge.runtime import RUNTIMES
+from maskfer_edge.sources import open_camera
 
 
 def median_ms(work, items):

@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.cameras import open_camera
+from maskfer_edge import bench, camera_list, doctor
 from maskfer_edge.classifier import default_model
 from maskfer_edge.cli import app, main
 from maskfer_edge.contract import LABELS
+from maskfer_edge.health import Latency
+from maskfer_edge.sources import open_camera
 
 COMMAND = [sys.executable, "-c", "from maskfer_edge.cli import main; main()"]
 RUN_DEMO = ("run", "--source", "demo", "--headless")
@@ -233,3 +235,57 @@ def test_a_reader_that_goes_away_ends_the_run_silently():
         process.stdout.close()
         err = process.stderr.read()
     assert process.returncode in (1, 141) and err == ""
+
+
+def test_config_prints_the_effective_settings_as_a_file_that_run_takes(edge, tmp_path):
+    (tmp_path / "a.toml").write_text("detect_every = 7\nblur = true\n")
+    status, out, _ = edge("config", "--config", tmp_path / "a.toml", "--source", "demo", "--no-blur", "--headless")
+    assert status == 0
+    for line in ('source = "demo"', "detect_every = 7", "blur = false", "headless = true"):
+        assert line in out.splitlines()
+    (tmp_path / "b.toml").write_text(out)
+    assert edge("run", "--config", tmp_path / "b.toml", "--max-frames", 1)[0] == 0
+
+
+def test_an_unknown_key_of_the_file_is_one_line(edge, tmp_path):
+    (tmp_path / "a.toml").write_text("sorce = 'demo'\n")
+    assert_one_line(edge("run", "--config", tmp_path / "a.toml"), "'sorce'", "'source'")
+
+
+def test_cameras_lists_what_source_takes(edge, monkeypatch):
+    monkeypatch.setattr(camera_list, "list_cameras", lambda: [camera_list.FoundCamera("usb:0", "Webcam", "640x480")])
+    assert edge("cameras") == (0, "usb:0        Webcam  640x480\n", "")
+    assert json.loads(edge("cameras", "--json")[1])["cameras"][0]["source"] == "usb:0"
+
+
+def test_without_a_camera_cameras_says_so(edge, monkeypatch):
+    monkeypatch.setattr(camera_list, "list_cameras", list)
+    status, out, err = edge("cameras")
+    assert (status, out) == (1, "")
+    assert "no camera found" in err
+
+
+@pytest.mark.parametrize(("good", "status"), [(True, 0), (False, 1)])
+def test_doctor_prints_what_it_found_and_what_to_do(edge, monkeypatch, good, status):
+    found = [doctor.Finding("numpy", good, "2.0", "" if good else "pip install numpy")]
+    monkeypatch.setattr(doctor, "examine", lambda model: found)
+    code, out, _ = edge("doctor")
+    assert code == status
+    assert out.splitlines()[0].split() == ["ok" if good else "BAD", "numpy:", "2.0"]
+    assert ("pip install numpy" in out) is not good
+    assert json.loads(edge("doctor", "--json")[1])["findings"][0]["good"] is good
+
+
+def test_bench_prints_a_line_a_figure(edge, monkeypatch):
+    latency = {"detect": Latency(1.0, 2.0)}
+    report = bench.BenchReport("demo", (6, 480, 360), 1.0, 50.0, latency, 0.5, 90.0, 0.3, 15.0, 5.0, "CPU", "", None)
+    monkeypatch.setattr(bench, "bench", lambda settings, naive: report)
+    status, out, _ = edge("bench", "--against", "naive", "--naive-model", "x.tflite")
+    assert status == 0
+    assert "(10.0 times slower)" in out
+    assert json.loads(edge("bench", "--json")[1])["fps"] == 50.0
+
+
+@pytest.mark.parametrize("options", [("--against", "naive"), ("--naive-model", "x"), ("--against", "fer")])
+def test_bench_says_what_it_can_be_measured_against(edge, options):
+    assert_one_line(edge("bench", *options), "naive")

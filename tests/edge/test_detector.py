@@ -2,9 +2,9 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.cameras import open_camera
 from maskfer_edge.detector import Detection, FakeDetector, HaarDetector, open_detector
 from maskfer_edge.errors import DependencyError, InputError
+from maskfer_edge.sources import open_camera
 
 
 @pytest.fixture(scope="module")

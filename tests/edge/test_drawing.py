@@ -64,3 +64,24 @@ def test_the_label_is_whole_inside_the_picture(box):
 @pytest.mark.parametrize("shape", [(1, 1, 3), (10, 10, 3), (5, 400, 3)])
 def test_a_picture_smaller_than_a_label_does_not_fail(shape):
     assert annotate(np.zeros(shape, np.uint8), result((0, 0, shape[1], shape[0]))).shape == shape
+
+
+@pytest.mark.parametrize("box", [(100, 80, 80, 80), (-20, -20, 80, 80), (290, 210, 60, 60)])
+def test_a_blurred_face_keeps_a_few_squares_only(box):
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    x, y, w, h = box
+    face = (slice(max(0, y + 4), y + h - 4), slice(max(0, x + 4), x + w - 4))
+    plain, blurred = (annotate(image, result(box), blur=blur)[face] for blur in (False, True))
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) > 500
+    assert len(np.unique(blurred.reshape(-1, 3), axis=0)) < 120
+
+
+def test_blurring_reaches_beyond_the_box_and_leaves_the_rest():
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    blurred = annotate(image, result((100, 100, 80, 80)), blur=True)
+    assert not np.array_equal(blurred[110:170, 84:96], image[110:170, 84:96])
+    np.testing.assert_array_equal(blurred[210:], image[210:])
+
+
+def test_a_face_outside_the_picture_is_no_error():
+    annotate(np.zeros(SHAPE, np.uint8), result((400, 300, 50, 50)), blur=True)

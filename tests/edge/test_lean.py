@@ -5,10 +5,21 @@ from importlib.metadata import version
 import cv2
 import pytest
 
-from maskfer_edge.cameras import open_camera
+from maskfer_edge.sources import open_camera
 
 NEW_TYPER = tuple(map(int, version("typer").split(".")[:2])) >= (0, 29)
-FORBIDDEN = ("tensorflow", "keras", "dlib", "PIL", "sklearn", "matplotlib", "pydantic")
+FORBIDDEN = (
+    "tensorflow",
+    "keras",
+    "dlib",
+    "PIL",
+    "sklearn",
+    "matplotlib",
+    "pydantic",
+    "websockets",
+    "paho",
+    "prometheus_client",
+)
 
 PROGRAM = """
 import importlib, pkgutil, sys

@@ -1,4 +1,5 @@
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,8 @@ from maskfer_edge.cameras import FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.detector import Detection, FakeDetector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.loop import Pipeline, run_loop
+from maskfer_edge.health import HealthMeter
+from maskfer_edge.loop import Pipeline, results
 from maskfer_edge.model_file import ModelInfo
 from maskfer_edge.outputs import FakeOutput
 from maskfer_edge.tracker import Tracker
@@ -60,8 +62,11 @@ def picture():
 
 
 def run(outputs, frames=5, detections=(FACE,), **options):
+    meter = HealthMeter()
     with Capture(FakeCamera([picture()] * frames)) as capture:
-        return run_loop(capture, pipeline(detections), outputs, **options)
+        for _ in results(capture, pipeline(detections), outputs, meter=meter, **options):
+            pass
+    return meter
 
 
 def test_every_frame_has_a_result():
@@ -228,3 +233,113 @@ def test_a_result_carries_time_frame_and_latency():
     run([output])
     last = output.results[-1]
     assert (last.time, last.frame, last.latency_ms >= 0) == (0.4, 4, True)
+
+
+def test_whoever_has_seen_enough_may_leave():
+    output = FakeOutput()
+    with Capture(FakeCamera([picture()] * 100)) as capture:
+        found = results(capture, pipeline(), [output])
+        assert [next(found).frame, next(found).frame] == [0, 1]
+        found.close()
+    assert (len(output.results), output.closed) == (2, "well")
+
+
+def test_a_slowdown_lets_the_detector_rest():
+    detector = CountingDetector()
+    pipe = Pipeline(detector, FakeClassifier({"haar": 0.0}), Tracker(), detect_every=2)
+    pipe.slowdown = 2
+    for index in range(8):
+        pipe.process(Frame(picture(), index, 0.0))
+    assert detector.calls == 2
+
+
+def test_faces_are_looked_for_in_the_grey_picture_that_the_camera_gives():
+    class Seeing(FakeDetector):
+        def __call__(self, image):
+            self.seen = image.shape
+            return [Detection((5, 10, 20, 20), 5.0)]
+
+    detector, classifier = Seeing(), FakeClassifier({"haar": 0.0})
+    pipe = Pipeline(detector, classifier, Tracker())
+    result = pipe.process(Frame(picture(), 0, 0.0, grey=np.zeros((40, 50), np.uint8)))
+    assert (detector.seen, result.faces[0].box) == ((40, 50), (10, 20, 40, 40))
+
+
+class SlowDetector(FakeDetector):
+    """Looks until it is let go."""
+
+    def __init__(self, fails=False):
+        super().__init__([FACE])
+        self.go_on, self.fails, self.seen = threading.Event(), fails, []
+
+    def __call__(self, image):
+        self.go_on.wait(5)
+        self.seen.append(image.shape)
+        if self.fails:
+            raise ZeroDivisionError
+        return super().__call__(image)
+
+
+def background(detector, **options):
+    pipe = Pipeline(detector, FakeClassifier({"haar": 0.0}), Tracker(), **options)
+    pipe.detect_in_background()
+    return pipe
+
+
+def process_until(pipe, first, done):
+    """Process frames from number `first` on until `done(result)`; the result and the next number."""
+    for number in range(first, first + 2000):
+        result = pipe.process(Frame(picture(), number, 0.0))
+        if done(result):
+            return result, number + 1
+        time.sleep(0.001)
+    raise AssertionError("it never came to that")
+
+
+def test_the_loop_does_not_wait_for_a_detector_in_the_background():
+    detector = SlowDetector()
+    pipe = background(detector)
+    assert all(not pipe.process(Frame(picture(), number, 0.0)).faces for number in range(10))
+    detector.go_on.set()
+    result, _ = process_until(pipe, 10, lambda result: result.faces)
+    assert result.faces[0].expression == "Happy"
+    pipe.close()
+
+
+def test_what_was_found_late_is_matched_where_it_was_seen():
+    detector = SlowDetector()
+    detector.go_on.set()
+    pipe = background(detector)
+    result, number = process_until(pipe, 0, lambda result: result.faces)
+    again, _ = process_until(pipe, number, lambda result: len(detector.seen) > 5)
+    assert again.faces[0].track == result.faces[0].track == 1
+    pipe.close()
+
+
+def test_an_error_of_the_detector_reaches_the_loop():
+    detector = SlowDetector(fails=True)
+    detector.go_on.set()
+    pipe = background(detector)
+    with pytest.raises(ZeroDivisionError):
+        process_until(pipe, 0, lambda result: False)
+    pipe.close()
+
+
+def test_closing_does_not_wait_for_a_detector_that_hangs():
+    pipe = background(SlowDetector())
+    pipe.process(Frame(picture(), 0, 0.0))
+    started = time.monotonic()
+    pipe.close()
+    assert time.monotonic() - started < 1.5
+    pipe.detector.go_on.set()
+
+
+def test_in_the_background_too_the_detector_rests_between():
+    detector = SlowDetector()
+    detector.go_on.set()
+    pipe = background(detector, detect_every=1000)
+    process_until(pipe, 0, lambda result: result.faces)
+    for number in range(300, 600):
+        pipe.process(Frame(picture(), number, 0.0))
+    assert len(detector.seen) == 1
+    pipe.close()

@@ -1,3 +1,4 @@
+import csv
 import errno
 import json
 import shutil
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from maskfer_edge.cameras import Frame
+from maskfer_edge.contract import LABELS
 from maskfer_edge.errors import OutputError
-from maskfer_edge.outputs import FakeOutput, JsonLines, VideoRecording, Window, fit_into, has_display
+from maskfer_edge.outputs import CsvFile, FakeOutput, JsonLines, VideoRecording, Window, fit_into, has_display
 from maskfer_edge.results import FrameResult, face_result
 
 FACE = face_result(1, (10, 20, 30, 40), 7.0, np.full(7, 1 / 7, np.float32))
@@ -288,3 +290,58 @@ def test_the_fake_keeps_what_it_is_given():
     output = FakeOutput()
     feed(output, range(2))
     assert [result.frame for result in output.results] == [0, 1]
+
+
+@pytest.mark.parametrize("kind", [JsonLines, CsvFile])
+def test_an_appended_file_goes_on(tmp_path, kind):
+    for times in ([0, 1], [2]):
+        output = kind(str(tmp_path / "a.txt"), append=True)
+        feed(output, times)
+        output.close()
+    lines = (tmp_path / "a.txt").read_text().splitlines()
+    assert len(lines) == 3 + (kind is CsvFile)
+
+
+@pytest.mark.parametrize("left", [b'{"time":', b'{"a":1}\n{"time":', b'{"a":1}\n' + b"x" * 200_000])
+def test_what_a_crash_left_of_the_last_line_is_taken_off(tmp_path, left):
+    (tmp_path / "a.jsonl").write_bytes(left)
+    output = JsonLines(str(tmp_path / "a.jsonl"), append=True)
+    feed(output, [0])
+    output.close()
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert len(lines) == left.count(b"\n") + 1
+
+
+def test_a_file_that_grows_too_large_is_rotated(tmp_path):
+    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000, keep=2)
+    feed(output, range(20))
+    output.close()
+    assert names(tmp_path) == ["a.jsonl", "a.jsonl.1", "a.jsonl.2"]
+    assert all((tmp_path / name).stat().st_size <= 1000 for name in names(tmp_path))
+    frames = [json.loads(line)["frame"] for name in ("a.jsonl.2", "a.jsonl.1", "a.jsonl")
+              for line in (tmp_path / name).read_text().splitlines()]  # fmt: skip
+    assert frames == list(range(frames[0], 20))
+
+
+def test_a_rotated_csv_has_its_names_in_each_file(tmp_path):
+    output = CsvFile(str(tmp_path / "a.csv"), rotate_bytes=400)
+    feed(output, range(6))
+    output.close()
+    assert all((tmp_path / name).read_text().startswith("time,frame,track") for name in names(tmp_path))
+
+
+def test_csv_writes_a_line_a_face(tmp_path):
+    output = CsvFile(str(tmp_path / "a.csv"))
+    feed(output, [0, 0.5])
+    output.write(Frame(picture(), 2, 1.0), FrameResult(1.0, 2, (), 1.0), None)
+    output.close()
+    rows = list(csv.DictReader((tmp_path / "a.csv").read_text().splitlines()))
+    assert [(row["frame"], row["expression"], row["left"], row["height"]) for row in rows] == [
+        ("0", "Angry", "10", "40"), ("1", "Angry", "10", "40"),
+    ]  # fmt: skip
+    assert sum(float(rows[0][label]) for label in LABELS) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_csv_on_a_full_disk_is_an_output_error():
+    with pytest.raises(OutputError, match="/dev/full cannot be written"):
+        CsvFile("/dev/full")

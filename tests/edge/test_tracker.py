@@ -198,3 +198,18 @@ def test_the_smoothed_score_is_what_must_be_sure():
 def test_a_least_confidence_that_is_no_share_is_refused(least):
     with pytest.raises(InputError, match="within 0 and 1"):
         Tracker(min_confidence=least)
+
+
+def test_a_face_is_shown_when_it_was_found_often_enough():
+    tracker = Tracker(confirm=2)
+    assert [len(update(tracker, frame, faces)) for frame, faces in enumerate(([face()], [face()], [face()]))] == [
+        0,
+        1,
+        1,
+    ]
+
+
+def test_a_false_face_that_comes_once_is_never_shown():
+    tracker = Tracker(confirm=2)
+    shown = [update(tracker, frame, [face()] if frame == 2 else []) for frame in range(20)]
+    assert not any(shown)

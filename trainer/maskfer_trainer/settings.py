@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes
+from maskfer_edge.settings_file import check_types, read_settings
 from maskfer_trainer.networks import ARCHITECTURES
 
 # The paper trains on masked faces as they are; where it names no figure, the choice is ours.
@@ -65,11 +63,7 @@ class FitSettings:
     teacher_share: float = 0.5
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            expected: tuple[type, ...] = {"str": (str,), "int": (int,)}.get(str(field.type), (int, float))
-            if not isinstance(value, expected) or isinstance(value, bool):
-                raise InputError(f"{field.name} must be of type {field.type}; received {value!r}")
+        check_types(self)
         if self.arch not in ARCHITECTURES:
             raise InputError(f"unknown architecture {self.arch!r}; there are {', '.join(ARCHITECTURES)}")
         for name in ("epochs", "batch_size"):
@@ -102,16 +96,5 @@ def fit_settings(config: Path | None, given: dict[str, Any]) -> FitSettings:
     Raises:
         InputError: If the file cannot be read, holds an unknown key, or a value makes no sense.
     """
-    chosen: dict[str, Any] = {}
-    if config is not None:
-        try:
-            chosen = tomllib.loads(read_bytes(config).decode())
-        except ValueError as error:  # of TOML and of UTF-8
-            raise InputError(f"{config} is no TOML file: {error}") from None
-        known = [field.name for field in fields(FitSettings)]
-        for key in chosen:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-                raise InputError(f"{config} holds an unknown key {key!r}; the nearest known one is {near!r}")
-    chosen |= {name: value for name, value in given.items() if value is not None}
+    chosen = read_settings(FitSettings, config, given)
     return FitSettings(**({**PAPER, **chosen} if chosen.get("arch") == "paper" else chosen))

@@ -1,0 +1,85 @@
+"""A detector on a thread of its own: the loop goes on at the camera's rate while faces are looked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.detector import Detection, Detector
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the detector found in a frame.
+
+    Attributes:
+        frame: Number of the frame.
+        detections: All faces.
+        took_ms: For how long the detector looked.
+    """
+
+    frame: int
+    detections: list[Detection]
+    took_ms: float
+
+
+class BackgroundDetector:
+    """Looks at one picture at a time; whoever asks never waits."""
+
+    def __init__(self, detector: Detector) -> None:
+        """Start the thread; `detector` is used by it alone from now on."""
+        self._detector = detector
+        self._changed = threading.Condition()
+        self._wanted: tuple[int, UInt8Array] | None = None
+        self._found: Found | None = None
+        self._busy = self._closed = False
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name=f"detector {detector.name}", daemon=True)
+        self._thread.start()
+
+    @property
+    def idle(self) -> bool:
+        """Whether `look` would begin at once."""
+        with self._changed:
+            return not self._busy
+
+    def look(self, frame: int, image: UInt8Array) -> None:
+        """Begin to look at a picture, of which nothing may change meanwhile. Only while idle."""
+        with self._changed:
+            self._busy, self._wanted = True, (frame, image)
+            self._changed.notify()
+
+    def take(self) -> Found | None:
+        """What was found since the last call; None if nothing is ready. Raises what the detector raised."""
+        with self._changed:
+            if self._error is not None:
+                raise self._error
+            found, self._found = self._found, None
+            return found
+
+    def close(self) -> None:
+        """End the thread; a detector at work is not waited for long."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._wanted is not None or self._closed)
+                if self._closed or self._wanted is None:
+                    return
+                frame, image = self._wanted
+                self._wanted = None
+            started = time.perf_counter()
+            try:
+                detections = self._detector(image)
+            except Exception as error:  # noqa: BLE001 (raised again in the loop)
+                self._error = error
+                return
+            with self._changed:
+                self._found = Found(frame, detections, (time.perf_counter() - started) * 1000)
+                self._busy = False

@@ -1,0 +1,120 @@
+"""Frames out of files: videos and pictures, as fast as they can be used, or in their own time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from maskfer_edge.cameras import Camera, Frame
+from maskfer_edge.decoding import read_picture
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.errors import InputError
+
+FOLDER_FPS = 2.0
+
+
+class VideoFile(Camera):
+    """A video file, every frame of it."""
+
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._capture = cv2.VideoCapture(str(path))
+        if not self._capture.isOpened():
+            raise InputError(f"{path} cannot be opened as a video (damaged, or of an unknown format)")
+        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= 1000 else 25.0
+        self._index = 0
+
+    def read(self) -> Frame | None:
+        """The next frame of the file."""
+        good, image = self._capture.read()
+        if not good:
+            if self._index == 0:
+                raise InputError(f"{self.name} holds no frame that can be read (damaged, or cut short)")
+            return None
+        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, self._index / self.fps)
+        self._index += 1
+        return frame
+
+    def close(self) -> None:
+        """Close the file."""
+        self._capture.release()
+
+
+class PictureFiles(Camera):
+    """Pictures one after another, as if two were taken a second."""
+
+    live = moving = False
+    fps = FOLDER_FPS
+
+    def __init__(self, name: str, paths: Sequence[Path]) -> None:
+        self.name = name
+        self._paths = list(paths)
+        self._index = 0
+
+    def read(self) -> Frame | None:
+        """The next picture; a damaged one is an InputError that names it."""
+        if self._index >= len(self._paths):
+            return None
+        frame = Frame(read_picture(self._paths[self._index]), self._index, self._index / self.fps)
+        self._index += 1
+        return frame
+
+
+class InRealTime(Camera):
+    """A file as if it were a camera: each frame when it is due, and stale frames may be passed over."""
+
+    live = True
+
+    def __init__(self, camera: Camera) -> None:
+        self._camera, self.name, self.fps, self.moving = camera, camera.name, camera.fps, camera.moving
+        self._started: float | None = None
+
+    def read(self) -> Frame | None:
+        """Wait until the next frame is due."""
+        frame = self._camera.read()
+        if frame is None:
+            return None
+        now = time.monotonic()
+        if self._started is None:
+            self._started = now - frame.time
+        time.sleep(max(0.0, self._started + frame.time - now))
+        return replace(frame, arrived=time.monotonic())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._camera.close()
+
+
+class Repeated(Camera):
+    """A file again and again; numbers and times go on."""
+
+    live = False
+
+    def __init__(self, reopen: Callable[[], Camera]) -> None:
+        self._reopen, self._camera = reopen, reopen()
+        self.name, self.fps, self.moving = self._camera.name, self._camera.fps, self._camera.moving
+        self._index = 0
+
+    def read(self) -> Frame | None:
+        """The next frame, the first one after the last."""
+        frame = self._camera.read()
+        if frame is None:
+            self._camera.close()
+            self._camera = self._reopen()
+            frame = self._camera.read()
+            if frame is None:
+                return None
+        numbered = replace(frame, index=self._index, time=self._index / self.fps)
+        self._index += 1
+        return numbered
+
+    def close(self) -> None:
+        """Close the file."""
+        self._camera.close()

@@ -1,0 +1,78 @@
+"""What determines a live run: every flag of `maskfer-edge run`, and every key of its configuration file."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from maskfer_edge.errors import InputError
+from maskfer_edge.settings_file import check_types
+
+
+def _said(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run, with what they mean in their metadata; 0 and "" stand for "not asked for"."""
+
+    source: str = _said("auto", "usb:N, a device, picamera, rtsp:// or http://, browser, a file, a folder, demo.")
+    size: str = _said("", "Width and height to ask a USB or Pi camera for, such as 640x480.")
+    fps: float = _said(0.0, "Frames a second to ask it for.")
+    realtime: bool = _said(False, "Play a file in its own time, as a camera would give it.")
+    loop: bool = _said(False, "Start a file again at its end.")
+    retries: int = _said(-1, "Attempts in a row to open a lost camera; -1: for ever.")
+    model: str = _said("", "Model file of converter quantize; default: the bundled one.")
+    runtime: str = _said("auto", "TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")
+    threads: int = _said(1, "Of the network; more than one slows a small one down.")
+    mirror: bool = _said(True, "Ask about each face's mirror image as well: surer, twice the time.")
+    detector: str = _said("haar", "What finds the faces: haar.")
+    detect_every: int = _said(3, "Look for faces in every so many frames of a video; between, they move on.")
+    search_side: int = _said(640, "Longest side in pixels at which faces are looked for.")
+    budget_ms: float = _said(0.0, "Classify faces in turn, within so many milliseconds a frame; 0: all of them.")
+    min_confidence: float = _said(0.0, "Share, 0 to 1, of which the network must be sure; else a face is Unsure.")
+    headless: bool = _said(False, "Open no window.")
+    jsonl: str = _said("", "Write one line of JSON a frame to this file; - for stdout.")
+    csv: str = _said("", "Write one line a face to this file.")
+    rotate_mb: float = _said(0.0, "Begin a new .jsonl or .csv after so many megabytes, and keep the five newest.")
+    append: bool = _said(False, "Go on with existing .jsonl and .csv files.")
+    record: str = _said("", "Write the annotated video to this file (.mp4 or .avi).")
+    browser: str = _said("", "Serve a live view at this address: 8090, or HOST:PORT with a token.")
+    token: str = _said("", "What a browser must know (?token=...); or in MASKFER_TOKEN.")
+    mqtt: str = _said("", "Publish to a broker: mqtt://user:password@host:port/prefix; the host alone is enough.")
+    metrics: str = _said("", "Serve Prometheus metrics at this address: 9090, or HOST:PORT.")
+    blur: bool = _said(False, "Make the faces that are found unrecognisable in every picture: window, video, browser.")
+    max_frames: int = _said(0, "End after so many frames.")
+    overwrite: bool = _said(False, "Replace existing output files.")
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("fps", "budget_ms", "rotate_mb", "max_frames"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must not be negative; received {getattr(self, name)}")
+        for name, least in (("threads", 1), ("detect_every", 1), ("search_side", 64), ("retries", -1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
+        if self.append and self.overwrite:
+            raise InputError("append and overwrite exclude each other; leave one out")
+        _ = self.size_wh
+
+    @property
+    def size_wh(self) -> tuple[int, int] | None:
+        """Width and height asked for; None if not. Raises InputError if it is no size."""
+        if not self.size:
+            return None
+        match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", self.size)
+        if not match:
+            raise InputError(f"size must be such as 640x480; received {self.size!r}")
+        return int(match[1]), int(match[2])
+
+
+def address(text: str, name: str) -> tuple[str, int]:
+    """Host and port of ``PORT`` or ``HOST:PORT``; the host is this machine by default. Raises InputError."""
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise InputError(f"{name} must be a port or HOST:PORT, such as 8090 or 0.0.0.0:8090; received {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)

@@ -1,0 +1,216 @@
+"""A live run put together from its settings: camera, pipeline, outputs, watchdog."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from maskfer_edge.board import Throttle
+from maskfer_edge.browser import BrowserCamera, BrowserView
+from maskfer_edge.browser_server import BrowserServer
+from maskfer_edge.camera_list import pick_source
+from maskfer_edge.cameras import Camera
+from maskfer_edge.capture import Capture
+from maskfer_edge.classifier import open_classifier
+from maskfer_edge.detector import open_detector
+from maskfer_edge.drawing import annotate
+from maskfer_edge.errors import InputError
+from maskfer_edge.health import HealthMeter
+from maskfer_edge.loop import Pipeline, results, use_cores
+from maskfer_edge.metrics import MetricsServer
+from maskfer_edge.mqtt import MqttOutput
+from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
+from maskfer_edge.quiet import quiet_native_libraries
+from maskfer_edge.results import FrameResult
+from maskfer_edge.run_settings import RunSettings, address
+from maskfer_edge.sources import CameraOptions, open_camera
+from maskfer_edge.systemd import Notifier
+from maskfer_edge.tracker import Tracker
+
+Tell = Callable[[str], None]
+BROWSER_SOURCE = "browser"
+DEFAULT_BROWSER = "8090"
+# Detections after which a face before a camera is believed.
+CONFIRM = 2
+
+
+@dataclass
+class Run:
+    """A run that is ready to begin.
+
+    Attributes:
+        settings: What it was made from; the source is the one that was picked.
+        capture: Reads the camera.
+        pipeline: Makes results.
+        outputs: Take them.
+        meter: Counts.
+        pulse: To be called after each frame.
+    """
+
+    settings: RunSettings
+    capture: Capture
+    pipeline: Pipeline
+    outputs: list[Output]
+    meter: HealthMeter
+    pulse: Callable[[], None]
+
+    def results(self) -> Iterator[FrameResult]:
+        """Process the source to its end; see `loop.results`."""
+        draw = partial(annotate, blur=self.settings.blur)
+        return results(
+            self.capture, self.pipeline, self.outputs, self.settings.max_frames, self.meter, draw, self.pulse
+        )
+
+
+@contextmanager
+def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Run]:
+    """Open all that a run needs; it is closed again on leaving.
+
+    Args:
+        settings: Of the run.
+        tell: Takes lines for people: what was picked, lost, found again.
+
+    Raises:
+        MaskferError: If anything cannot be opened; nothing is left behind then.
+    """
+    with ExitStack() as stack:
+        with quiet_native_libraries():
+            pipeline = open_pipeline(settings)
+        stack.callback(pipeline.close)
+        meter = HealthMeter()
+        server = None
+        if settings.browser or settings.source == BROWSER_SOURCE:
+            host, port = address(settings.browser or DEFAULT_BROWSER, "browser")
+            token = settings.token or os.environ.get("MASKFER_TOKEN", "")
+            server = stack.enter_context(BrowserServer(host, port, token))
+            tell(f"live view: {server.url}")
+        camera, reopen = _open_camera(settings, server, tell)
+        retries = None if settings.retries < 0 else settings.retries
+        capture = stack.enter_context(Capture(camera, reopen, retries=retries, tell=tell))  # which closes the camera
+        if isinstance(camera, BrowserCamera):
+            stack.callback(camera.close)  # its read ends by that alone
+        if settings.blur:
+            # rather too much than a face in the clear: also where one was found once, or long ago
+            pipeline.tracker.coast = pipeline.tracker.patience
+        elif camera.live and camera.moving:
+            pipeline.tracker.confirm = CONFIRM
+        if camera.live:
+            use_cores()
+        # never for a file: its results are to be the same each time, whatever the machine does meanwhile
+        if camera.live and camera.moving and len(os.sched_getaffinity(0)) > 1:
+            pipeline.detect_in_background()
+        outputs: list[Output] = []
+        # if a later one cannot be opened, the earlier ones leave nothing behind
+        stack.push(lambda kind, error, trace: _close_unused(outputs, kind))
+        for make in _outputs(settings, camera, meter, server, tell):
+            outputs.append(make())
+        if settings.metrics:
+            host, port = address(settings.metrics, "metrics")
+            stack.enter_context(MetricsServer(meter.snapshot, port, host))
+        used = list(outputs)
+        outputs.clear()
+        notifier = Notifier()
+        stack.callback(notifier.stopping)
+        yield Run(settings, capture, pipeline, used, meter, _pulse(notifier, Throttle(tell), pipeline, meter))
+
+
+def open_pipeline(settings: RunSettings) -> Pipeline:
+    """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
+    model = Path(settings.model) if settings.model else None
+    return Pipeline(
+        open_detector(settings.detector, settings.search_side),
+        open_classifier(model, settings.runtime, settings.threads, mirror=settings.mirror),
+        Tracker(min_confidence=settings.min_confidence),
+        detect_every=settings.detect_every,
+        budget_ms=settings.budget_ms,
+    )
+
+
+def _open_camera(
+    settings: RunSettings, server: BrowserServer | None, tell: Tell
+) -> tuple[Camera, Callable[[], Camera] | None]:
+    """The camera, and how it is opened again."""
+    if settings.source == BROWSER_SOURCE:
+        assert server is not None
+        return BrowserCamera(server), None
+    source = settings.source
+    if source == "auto":
+        source = pick_source()
+        tell(f"source: {source}")
+    options = CameraOptions(settings.size_wh, settings.fps, settings.realtime, settings.loop)
+
+    def reopen() -> Camera:
+        with quiet_native_libraries():
+            return open_camera(source, options)
+
+    camera = reopen()
+    # once other threads run, the process's stderr is no longer to be redirected
+    return camera, partial(open_camera, source, options) if camera.endless else None
+
+
+def _outputs(
+    settings: RunSettings, camera: Camera, meter: HealthMeter, server: BrowserServer | None, tell: Tell
+) -> Iterator[Callable[[], Output]]:
+    """What makes each output that is asked for."""
+    for kind, path in ((JsonLines, settings.jsonl), (CsvFile, settings.csv)):
+        if path:
+            rotate_bytes = settings.rotate_mb * 1e6
+            yield partial(kind, path, settings.overwrite, append=settings.append, rotate_bytes=rotate_bytes)
+    if settings.record:
+        yield partial(VideoRecording, Path(settings.record), camera.fps, settings.overwrite)
+    if server is not None:
+        page = camera if isinstance(camera, BrowserCamera) else None
+        yield partial(BrowserView, server, meter.snapshot, page)
+    if settings.mqtt:
+        yield partial(MqttOutput, settings.mqtt, meter.snapshot, tell=tell)
+    if not settings.headless:
+        if has_display():
+            yield Window
+        else:
+            tell("No display here: running headless.")
+
+
+def _close_unused(outputs: list[Output], kind: type[BaseException] | None) -> None:
+    for output in outputs:
+        output.close(failed=kind is not None)
+
+
+def _pulse(notifier: Notifier, throttle: Throttle, pipeline: Pipeline, meter: HealthMeter) -> Callable[[], None]:
+    """What is done after each frame besides."""
+
+    def pulse() -> None:
+        if meter.frames == 1:
+            notifier.ready()
+        notifier.alive()
+        pipeline.slowdown = throttle.factor()
+        meter.warnings = throttle.warnings
+        notifier.status(f"{meter.frames} frames")
+
+    return pulse
+
+
+def stream(source: str = "auto", *, tell: Tell = lambda text: None, **settings: Any) -> Iterator[FrameResult]:
+    """Results of a camera, a file or a stream, one a frame.
+
+        for result in maskfer_edge.stream("usb:0"):
+            print([face.expression for face in result.faces])
+
+    Args:
+        source: As ``maskfer-edge run --source`` takes it.
+        tell: Takes lines for people.
+        settings: Attributes of `run_settings.RunSettings`; no window is opened unless ``headless=False``.
+
+    Raises:
+        InputError: If a setting is unknown.
+        MaskferError: What the camera, the pipeline or an output raised.
+    """
+    known = {field.name for field in fields(RunSettings)}
+    if unknown := set(settings) - known:
+        raise InputError(f"unknown setting {min(unknown)!r}; there are {', '.join(sorted(known))}")
+    with opened(RunSettings(**{"source": source, "headless": True, **settings}), tell) as run:
+        yield from run.results()

@@ -1,0 +1,83 @@
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge import bench as module
+from maskfer_edge.bench import bench, naive_loop
+from maskfer_edge.cameras import Frame
+from maskfer_edge.classifier import DEFAULT_MODEL, Classifier, default_model
+from maskfer_edge.errors import InputError
+from maskfer_edge.run_settings import RunSettings
+from maskfer_edge.sources import open_camera
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(module, "MOST_FRAMES", 6)
+    monkeypatch.setattr(module, "REALTIME_FRAMES", 5)
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    from importlib.resources import files
+
+    return files("maskfer_edge") / "data" / DEFAULT_MODEL
+
+
+def test_it_measures_frames_stages_start_memory_and_cpu(bundled):
+    report = bench(RunSettings(source="demo"), bundled)
+    assert report.frames == (6, 480, 360)
+    assert set(report.latency_ms) == {"detect", "classify", "result", "age"}
+    assert report.fps > 0 < report.naive_fps
+    assert 0.1 < report.first_result_s < 30
+    assert 40 < report.memory_mb < 400
+    assert report.cpu_share > 0
+    assert report.faces_a_frame > 0.5
+
+
+def test_without_a_rival_there_is_no_comparison(monkeypatch):
+    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
+    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+    assert bench(RunSettings(source="demo")).naive_fps is None
+
+
+def test_a_camera_cannot_be_measured(monkeypatch):
+    class Live:
+        live = True
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr(module, "open_camera", lambda source: Live())
+    with pytest.raises(InputError, match="usb:0 is a camera"):
+        bench(RunSettings(source="usb:0"))
+
+
+def test_the_naive_loop_searches_every_whole_frame(monkeypatch):
+    seen = []
+
+    class Detector(module.HaarDetector):
+        def __call__(self, image):
+            seen.append((image.shape, self.scale_factor, self.min_neighbors, self.search_side))
+            return super().__call__(image)
+
+    monkeypatch.setattr(module, "HaarDetector", Detector)
+    with open_camera("demo") as camera:
+        frames = [camera.read() for _ in range(3)]
+    naive_loop(frames, Classifier(default_model(), mirror=False))
+    assert seen == [((360, 480, 3), 1.3, 5, 480)] * 3
+
+
+def test_opencv_s_threads_are_as_before(monkeypatch, bundled):
+    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
+    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+    before = cv2.getNumThreads()
+    bench(RunSettings(source="demo"), bundled)
+    assert cv2.getNumThreads() == before
+
+
+def test_a_frame_without_faces_is_no_error():
+    naive_loop([Frame(np.zeros((64, 64, 3), np.uint8), 0, 0.0)], Classifier(default_model(), mirror=False))

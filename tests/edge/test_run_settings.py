@@ -1,0 +1,69 @@
+import pytest
+
+from maskfer_edge.errors import InputError
+from maskfer_edge.run_settings import RunSettings, address
+from maskfer_edge.settings_file import as_toml, read_settings
+
+
+def test_flags_win_over_the_file(tmp_path):
+    (tmp_path / "run.toml").write_text('source = "usb:0"\ndetect_every = 5\nblur = true\n')
+    said = read_settings(RunSettings, tmp_path / "run.toml", {"detect_every": 2, "source": None})
+    assert RunSettings(**said) == RunSettings(source="usb:0", detect_every=2, blur=True)
+
+
+@pytest.mark.parametrize(("key", "near"), [("detect-every", "detect_every"), ("jsonlines", "jsonl"), ("Blur", "blur")])
+def test_an_unknown_key_is_answered_with_the_nearest(tmp_path, key, near):
+    (tmp_path / "run.toml").write_text(f"{key} = 1\n")
+    with pytest.raises(InputError, match=f"run.toml holds an unknown key '{key}'; the nearest known one is '{near}'"):
+        read_settings(RunSettings, tmp_path / "run.toml", {})
+
+
+def test_settings_printed_as_toml_are_read_back(tmp_path):
+    settings = RunSettings(source='a "b" \\ ü', fps=12.5, headless=True, retries=3)
+    (tmp_path / "run.toml").write_text(as_toml(settings))
+    assert RunSettings(**read_settings(RunSettings, tmp_path / "run.toml", {})) == settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"detect_every": 0}, "detect_every must be at least 1"),
+        ({"threads": 0}, "threads must be at least 1"),
+        ({"retries": -2}, "retries must be at least -1"),
+        ({"search_side": 10}, "search_side must be at least 64"),
+        ({"fps": -1.0}, "fps must not be negative"),
+        ({"budget_ms": float("nan")}, "budget_ms must not be negative"),
+        ({"size": "640*480"}, "size must be such as 640x480"),
+        ({"append": True, "overwrite": True}, "exclude each other"),
+        ({"blur": "yes"}, "blur must be of type bool"),
+        ({"threads": True}, "threads must be of type int"),
+        ({"source": 0}, "source must be of type str"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(settings, said):
+    with pytest.raises(InputError, match=said):
+        RunSettings(**settings)
+
+
+def test_a_size_is_width_and_height():
+    assert RunSettings(size="1280x720").size_wh == (1280, 720)
+    assert RunSettings().size_wh is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8090", ("127.0.0.1", 8090)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("[::1]:81", ("::1", 81)),
+        (":82", ("127.0.0.1", 82)),
+    ],
+)
+def test_an_address_is_host_and_port(text, expected):
+    assert address(text, "browser") == expected
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "70000", "host:-1"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(InputError, match="metrics must be a port or HOST:PORT"):
+        address(text, "metrics")

@@ -1,0 +1,169 @@
+import json
+import urllib.request
+
+import numpy as np
+import pytest
+
+import maskfer_edge
+from maskfer_edge import running
+from maskfer_edge.cameras import FakeCamera
+from maskfer_edge.errors import CameraError, InputError, OutputError
+from maskfer_edge.results import FrameResult
+from maskfer_edge.run_settings import RunSettings
+from maskfer_edge.running import opened
+from maskfer_edge.sources import open_camera
+
+
+def run(tell=lambda text: None, **settings):
+    with opened(RunSettings(**{"source": "demo", "headless": True, "max_frames": 3, **settings}), tell) as made:
+        return made, list(made.results())
+
+
+def test_a_run_gives_a_result_a_frame():
+    made, results = run()
+    assert [result.frame for result in results] == [0, 1, 2]
+    assert made.meter.frames == 3
+
+
+def test_settings_reach_the_pipeline():
+    made, _ = run(detect_every=5, budget_ms=7.0, search_side=320, min_confidence=0.3, mirror=False)
+    pipeline = made.pipeline
+    assert (pipeline.detect_every, pipeline.budget_ms, pipeline.detector.search_side) == (5, 7.0, 320)
+    assert (pipeline.tracker.min_confidence, pipeline.classifier.mirror) == (0.3, False)
+
+
+def test_all_files_are_written_at_once(tmp_path):
+    run(jsonl=str(tmp_path / "a.jsonl"), csv=str(tmp_path / "a.csv"), record=str(tmp_path / "a.mp4"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.jsonl", "a.mp4"]
+
+
+def test_an_output_that_cannot_be_opened_leaves_nothing(tmp_path):
+    (tmp_path / "a.mp4").write_text("old")
+    with pytest.raises(OutputError, match="already there"):
+        run(jsonl=str(tmp_path / "a.jsonl"), record=str(tmp_path / "a.mp4"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_blurring_reaches_the_recording(tmp_path):
+    for blur in (False, True):
+        run(record=str(tmp_path / f"{blur}.avi"), blur=blur, max_frames=1)
+    plain, blurred = (open_camera(str(tmp_path / f"{blur}.avi")).read().image for blur in (False, True))
+    face = slice(110, 240), slice(230, 370)
+    assert np.abs(plain[face].astype(int) - blurred[face]).mean() > 5
+
+
+def test_what_is_blurred_stays_so_where_the_detector_loses_it():
+    made, _ = run(blur=True)
+    tracker = made.pipeline.tracker
+    assert (tracker.confirm, tracker.coast) == (1, tracker.patience)
+
+
+def test_before_a_camera_a_face_is_believed_when_it_was_found_twice():
+    assert run(realtime=True)[0].pipeline.tracker.confirm == 2
+    assert run()[0].pipeline.tracker.confirm == 1
+
+
+def test_auto_says_what_it_picked(monkeypatch):
+    monkeypatch.setattr(running, "pick_source", lambda: "demo")
+    told = []
+    run(told.append, source="auto")
+    assert "source: demo" in told
+
+
+def test_without_a_camera_auto_is_one_line(monkeypatch):
+    def none():
+        raise CameraError("no camera found")
+
+    monkeypatch.setattr(running, "pick_source", none)
+    with pytest.raises(CameraError, match="no camera found"):
+        run(source="auto")
+
+
+class LossyCamera(FakeCamera):
+    """Live; breaks after its pictures."""
+
+    endless = True
+
+    def read(self):
+        frame = super().read()
+        if frame is None:
+            raise CameraError("unplugged")
+        return frame
+
+
+def test_a_lost_camera_is_opened_again(monkeypatch):
+    opens = []
+
+    def open_one(source, options):
+        opens.append(source)
+        pictures = [np.full((64, 64, 3), 10 * len(opens) + i, np.uint8) for i in range(20)]
+        return LossyCamera(pictures, live=True, pause_s=0.005)
+
+    monkeypatch.setattr(running, "open_camera", open_one)
+    told = []
+    with opened(RunSettings(source="usb:0", headless=True), told.append) as made:
+        for _ in made.results():
+            if len(opens) == 2:
+                break
+    assert opens == ["usb:0", "usb:0"]
+    assert any("is lost: unplugged" in line for line in told)
+
+
+def test_retries_end_at_last(monkeypatch):
+    cameras = [LossyCamera([np.zeros((64, 64, 3), np.uint8)], live=True)]
+
+    def open_one(source, options):
+        if cameras:
+            return cameras.pop()
+        raise CameraError("gone")
+
+    monkeypatch.setattr(running, "open_camera", open_one)
+    with (
+        opened(RunSettings(source="usb:0", headless=True, retries=1)) as made,
+        pytest.raises(CameraError, match="gone"),
+    ):
+        list(made.results())
+
+
+def test_metrics_are_served_while_it_runs():
+    pytest.importorskip("prometheus_client")
+    with opened(RunSettings(source="demo", headless=True, metrics="127.0.0.1:18973")) as made:
+        found = made.results()
+        next(found)
+        text = urllib.request.urlopen("http://127.0.0.1:18973/metrics", timeout=5).read().decode()
+        found.close()
+    assert "maskfer_frames_total 1.0" in text
+
+
+def test_the_board_s_warnings_slow_the_detector(monkeypatch):
+    class Hot:
+        warnings = ("throttled",)
+
+        def __init__(self, tell):
+            pass
+
+        def factor(self):
+            return 2
+
+    monkeypatch.setattr(running, "Throttle", Hot)
+    made, _ = run()
+    assert (made.pipeline.slowdown, made.meter.snapshot().warnings) == (2, ("throttled",))
+
+
+def test_stream_gives_results_to_programs():
+    results = maskfer_edge.stream("demo", max_frames=2)
+    assert all(isinstance(result, FrameResult) for result in results)
+
+
+def test_stream_names_an_unknown_setting():
+    with pytest.raises(InputError, match="unknown setting 'detector_every'"):
+        list(maskfer_edge.stream("demo", detector_every=2))
+
+
+def test_a_stream_that_is_left_closes_its_files(tmp_path):
+    path = tmp_path / "a.jsonl"
+    found = maskfer_edge.stream("demo", jsonl=str(path))
+    next(found)
+    next(found)
+    found.close()
+    assert [json.loads(line)["frame"] for line in path.read_text().splitlines()][:2] == [0, 1]

@@ -1,0 +1,167 @@
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.camera_devices import NetworkStream, UsbCamera
+from maskfer_edge.errors import InputError
+from maskfer_edge.sources import DEMO_CLIP, CameraOptions, open_camera
+
+
+class FakeVideoCapture:
+    """Stands in for cv2.VideoCapture of a V4L2 camera."""
+
+    def __init__(self, *_):
+        self.opened, self.settings, self.released, self.left = True, {}, False, 2
+
+    def isOpened(self):
+        return self.opened
+
+    def set(self, key, value):
+        self.settings[key] = value
+
+    def get(self, _):
+        return 0.0
+
+    def read(self):
+        self.left -= 1
+        return (True, np.zeros((2, 2, 3), np.uint8)) if self.left >= 0 else (False, None)
+
+    def release(self):
+        self.released = True
+
+
+def write_pictures(folder, *names):
+    for value, name in enumerate(names):
+        cv2.imwrite(str(folder / name), np.full((8, 8, 3), value, np.uint8))
+
+
+def frames_of(camera):
+    with camera:
+        return list(iter(camera.read, None))
+
+
+def test_a_folder_gives_its_pictures_by_name(tmp_path):
+    write_pictures(tmp_path, "c.png", "a.PNG", "b.bmp")
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert [int(frame.image[0, 0, 0]) for frame in frames_of(open_camera(str(tmp_path)))] == [1, 2, 0]
+
+
+def test_pictures_come_two_a_second(tmp_path):
+    write_pictures(tmp_path, "a.png", "b.png", "c.png")
+    assert [(frame.index, frame.time) for frame in frames_of(open_camera(str(tmp_path)))] == [(0, 0), (1, 0.5), (2, 1)]
+
+
+def test_a_picture_gives_one_frame(tmp_path):
+    write_pictures(tmp_path, "a.png")
+    assert len(frames_of(open_camera(str(tmp_path / "a.png")))) == 1
+
+
+def test_a_damaged_picture_is_named_after_the_good_ones(tmp_path):
+    write_pictures(tmp_path, "a.png")
+    (tmp_path / "b.png").write_bytes(b"damaged")
+    camera = open_camera(str(tmp_path))
+    assert camera.read().index == 0
+    with pytest.raises(InputError, match=r"b\.png is not a picture"):
+        camera.read()
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no pictures"):
+        open_camera(str(tmp_path))
+
+
+def test_a_missing_source_is_refused_with_what_there_is():
+    with pytest.raises(InputError, match=r"'none\.mp4' does not exist; give a video file.*usb:N, picamera.*or demo"):
+        open_camera("none.mp4")
+
+
+@pytest.fixture(scope="module")
+def demo_frames():
+    return frames_of(open_camera("demo"))
+
+
+def test_the_demo_clip_is_read_whole(demo_frames):
+    assert [frame.index for frame in demo_frames] == list(range(108))
+
+
+def test_a_video_keeps_its_time(demo_frames):
+    assert [demo_frames[i].time for i in (0, 15, 105)] == pytest.approx([0, 1, 7])
+
+
+def test_a_video_gives_colour_pictures(demo_frames):
+    assert (demo_frames[0].image.shape, demo_frames[0].image.dtype) == ((360, 480, 3), np.uint8)
+
+
+def test_files_are_not_live():
+    with open_camera("demo") as camera:
+        assert (camera.live, camera.fps) == (False, 15.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video " * 50], ids=["empty", "foreign"])
+def test_what_is_no_video_is_refused(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.mp4 cannot be opened as a video"):
+        open_camera(str(tmp_path / "a.mp4"))
+
+
+def test_a_video_cut_short_is_refused(tmp_path):
+    with open_camera("demo") as demo, open(demo.name, "rb") as file:  # noqa: PTH123
+        (tmp_path / DEMO_CLIP).write_bytes(file.read(20_000))
+    with pytest.raises(InputError, match=DEMO_CLIP):
+        frames_of(open_camera(str(tmp_path / DEMO_CLIP)))
+
+
+def test_a_video_without_a_readable_frame_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "a.avi").write_bytes(b"x")
+    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+    camera = open_camera(str(tmp_path / "a.avi"))
+    camera._capture.left = 0
+    with pytest.raises(InputError, match="holds no frame"):
+        camera.read()
+
+
+@pytest.mark.parametrize("said", [0.0, float("nan"), float("inf"), -1.0, 90000.0])
+def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, said):
+    (tmp_path / "a.avi").write_bytes(b"x")
+    monkeypatch.setattr(FakeVideoCapture, "get", lambda *_: said)
+    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+    assert open_camera(str(tmp_path / "a.avi")).fps == 25.0
+
+
+@pytest.mark.parametrize("source", ["usb:x", "usb:", "usb:-1", "usb:²", "usb:99999999999"])
+def test_a_camera_number_must_be_one(source):
+    with pytest.raises(InputError, match="expected a camera number after usb:"):
+        open_camera(source)
+
+
+def test_a_device_s_path_is_a_usb_camera(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+    camera = open_camera("/dev/null", CameraOptions(size_wh=(320, 240)))
+    assert isinstance(camera, UsbCamera)
+    assert (camera.name, camera._capture.settings[cv2.CAP_PROP_FRAME_WIDTH]) == ("usb:/dev/null", 320)
+
+
+@pytest.mark.parametrize("source", ["rtsp://camera/stream", "http://camera/video"])
+def test_an_address_is_a_stream(monkeypatch, source):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+    camera = open_camera(source)
+    assert isinstance(camera, NetworkStream)
+    assert (camera.live, camera.endless) == (True, True)
+
+
+def test_a_file_in_its_own_time_is_live_but_ends(tmp_path):
+    write_pictures(tmp_path, "a.png", "b.png")
+    with open_camera(str(tmp_path), CameraOptions(realtime=True)) as camera:
+        assert (camera.live, camera.endless, camera.moving) == (True, False, False)
+        frames = frames_of(camera)
+    assert len(frames) == 2
+    assert frames[1].arrived - frames[0].arrived == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_file_in_a_loop_starts_again_and_its_numbers_go_on(tmp_path):
+    write_pictures(tmp_path, "a.png", "b.png")
+    with open_camera(str(tmp_path), CameraOptions(loop=True)) as camera:
+        frames = [camera.read() for _ in range(5)]
+    assert [(f.index, f.time, int(f.image[0, 0, 0])) for f in frames] == [
+        (0, 0.0, 0), (1, 0.5, 1), (2, 1.0, 0), (3, 1.5, 1), (4, 2.0, 0),
+    ]  # fmt: skip

@@ -12,7 +12,7 @@ from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Detection, Detector
+from maskfer_edge.detector import Box, Detection, Detector
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import HealthMeter
@@ -20,6 +20,9 @@ from maskfer_edge.output_threads import Draw, OutputSet
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FaceResult, FrameResult
 from maskfer_edge.tracker import Tracker
+
+# One detection of so many looks everywhere; the others look for known faces where they should be.
+FULL_EVERY = 5
 
 
 class Pipeline:
@@ -68,7 +71,7 @@ class Pipeline:
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
         self.slowdown = 1
-        self._until_detection = 0
+        self._until_detection = self._until_full = 0
         self._background: BackgroundDetector | None = None
 
     def faces(self, image: UInt8Array, frame: int, grey: UInt8Array | None = None) -> tuple[FaceResult, ...]:
@@ -103,36 +106,47 @@ class Pipeline:
     def _detect(self, searched: UInt8Array, frame: int, scale: float) -> None:
         """Tell the tracker what the detector found, if it is its turn, or has found something in an earlier frame."""
         self._until_detection -= 1
+        due = self._until_detection < 0
         if self._background is None:
-            if self._until_detection < 0:
+            if due:
                 started = time.perf_counter()
-                self.tracker.detected(frame, [_scaled(d, scale) for d in self.detector(searched)])
+                self._take(frame, self.detector(searched, self._near(frame, scale)), scale)
                 self.stages_ms["detect"] = _ms_since(started)
-                self._until_detection = self.detect_every * self.slowdown - 1
             return
         found = self._background.take()
         if found is not None:
-            self.tracker.detected(found.frame, [_scaled(d, scale) for d in found.detections])
+            self._take(found.frame, found.detections, scale)
             self.stages_ms["detect"] = found.took_ms
-        if self._until_detection < 0 and self._background.idle:
-            self._background.look(frame, searched)
-            self._until_detection = self.detect_every * self.slowdown - 1
+        if due and self._background.idle:
+            self._background.look(frame, searched, self._near(frame, scale))
+
+    def _near(self, frame: int, scale: float) -> list[Box]:
+        """Where the detector, whose turn it is, should look; empty: everywhere."""
+        self._until_detection = self.detect_every * self.slowdown - 1
+        if self.detect_every == 1:
+            return []
+        expected = [_scaled(box, 1 / scale) for box in self.tracker.expected(frame)]
+        self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
+        return [] if self._until_full == FULL_EVERY - 1 else expected
+
+    def _take(self, frame: int, detections: list[Detection], scale: float) -> None:
+        self.tracker.detected(frame, [Detection(_scaled(d.box, scale), d.score) for d in detections])
 
     def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""
         started = time.perf_counter()
         if not moving:
             self.tracker.forget()
-            self._until_detection = 0
+            self._until_detection = self._until_full = 0
         faces = self.faces(frame.image, frame.index, frame.grey)
         latency_ms = round(_ms_since(started), 2)
         self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
         return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms)
 
 
-def _scaled(detection: Detection, by: float) -> Detection:
-    x, y, w, h = (round(side * by) for side in detection.box)
-    return Detection((x, y, w, h), detection.score)
+def _scaled(box: Box, by: float) -> Box:
+    x, y, w, h = (round(side * by) for side in box)
+    return x, y, w, h
 
 
 def _ms_since(started: float) -> float:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.detector import Detection
+from maskfer_edge.detector import Box, Detection, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.results import FaceResult, face_result
 
 BoxFloat = tuple[float, float, float, float]
-BoxInt = tuple[int, int, int, int]
 # Share of a box's newest movement in its velocity; the rest is what it was before.
 NEWEST_MOVEMENT = 0.5
 
@@ -46,7 +45,7 @@ class Track:
     classified: int = -1
     label: int = 0
 
-    def box_at(self, frame: int) -> BoxInt:
+    def box_at(self, frame: int) -> Box:
         """Where the box is, or should be by its velocity, in a frame."""
         x, y, w, h = np.asarray(self.box) + self.velocity * (frame - self.seen)
         return round(float(x)), round(float(y)), max(1, round(float(w))), max(1, round(float(h)))
@@ -153,6 +152,10 @@ class Tracker:
             if track.scores is not None
         )
 
+    def expected(self, frame: int) -> list[Box]:
+        """Where the faces that were seen lately should be in a frame."""
+        return [track.box_at(frame) for track in self._tracks if track.misses <= self.coast]
+
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""
         self._tracks = []
@@ -164,13 +167,3 @@ def _move(track: Track, frame: int, detection: Detection) -> None:
     track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
     track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
     track.hits += 1
-
-
-def overlap(a: BoxInt, b: BoxInt) -> float:
-    """Intersection over union of two boxes (left, top, width, height), 0 to 1."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)

@@ -60,9 +60,9 @@ def test_the_naive_loop_searches_every_whole_frame(monkeypatch):
     seen = []
 
     class Detector(module.HaarDetector):
-        def __call__(self, image):
+        def __call__(self, image, near=()):
             seen.append((image.shape, self.scale_factor, self.min_neighbors, self.search_side))
-            return super().__call__(image)
+            return super().__call__(image, near)
 
     monkeypatch.setattr(module, "HaarDetector", Detector)
     with open_camera("demo") as camera:

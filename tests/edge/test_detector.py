@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.detector import Detection, FakeDetector, HaarDetector, open_detector
+from maskfer_edge.detector import Detection, FakeDetector, HaarDetector, open_detector, overlap
 from maskfer_edge.errors import DependencyError, InputError
 from maskfer_edge.sources import open_camera
 
@@ -79,3 +79,45 @@ def test_a_missing_cascade_names_the_apt_line(monkeypatch, tmp_path):
 def test_the_fake_finds_what_it_is_told():
     told = [Detection((1, 2, 3, 4), 5.0)]
     assert FakeDetector(told)(np.zeros((1, 1, 3), np.uint8)) == told
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),
+        ((0, 0, 10, 10), (5, 0, 10, 10), 1 / 3),
+        ((0, 0, 10, 10), (2, 2, 5, 5), 0.25),
+        ((0, 0, 10, 10), (10, 0, 10, 10), 0.0),
+        ((0, 0, 10, 10), (50, 50, 10, 10), 0.0),
+    ],
+)
+def test_overlap_is_intersection_over_union(a, b, expected):
+    assert overlap(a, b) == overlap(b, a) == pytest.approx(expected)
+
+
+def test_near_a_known_face_it_is_found_again(haar, portrait):
+    (everywhere,) = haar(portrait)
+    x, y, w, h = everywhere.box
+    (near,) = haar(portrait, [(x + 8, y - 6, w, h)])
+    assert overlap(near.box, everywhere.box) > 0.7
+
+
+def test_away_from_it_nothing_is_found(haar, portrait):
+    assert haar(portrait, [(0, 250, 60, 60)]) == []
+
+
+def test_a_face_of_quite_another_size_is_not_the_one_that_is_looked_for(haar, portrait):
+    (everywhere,) = haar(portrait)
+    x, y, w, h = everywhere.box
+    assert haar(portrait, [(x + w // 2 - 20, y + h // 2 - 20, 40, 40)]) == []
+
+
+def test_two_places_that_overlap_give_one_face(haar, portrait):
+    (everywhere,) = haar(portrait)
+    x, y, w, h = everywhere.box
+    assert len(haar(portrait, [(x, y, w, h), (x + 20, y, w, h)])) == 1
+
+
+@pytest.mark.parametrize("box", [(-500, -500, 50, 50), (5000, 10, 50, 50), (479, 359, 1, 1), (-20, 300, 60, 60)])
+def test_a_place_outside_the_picture_is_no_error(haar, portrait, box):
+    assert haar(portrait, [box]) == []

@@ -110,9 +110,9 @@ class CountingDetector(FakeDetector):
         super().__init__([FACE])
         self.calls = 0
 
-    def __call__(self, image):
+    def __call__(self, image, near=()):
         self.calls += 1
-        return super().__call__(image)
+        return super().__call__(image, near)
 
 
 def counted(frames=6, moving=True, faces=1, **options):
@@ -255,7 +255,7 @@ def test_a_slowdown_lets_the_detector_rest():
 
 def test_faces_are_looked_for_in_the_grey_picture_that_the_camera_gives():
     class Seeing(FakeDetector):
-        def __call__(self, image):
+        def __call__(self, image, near=()):
             self.seen = image.shape
             return [Detection((5, 10, 20, 20), 5.0)]
 
@@ -272,12 +272,12 @@ class SlowDetector(FakeDetector):
         super().__init__([FACE])
         self.go_on, self.fails, self.seen = threading.Event(), fails, []
 
-    def __call__(self, image):
+    def __call__(self, image, near=()):
         self.go_on.wait(5)
         self.seen.append(image.shape)
         if self.fails:
             raise ZeroDivisionError
-        return super().__call__(image)
+        return super().__call__(image, near)
 
 
 def background(detector, **options):
@@ -343,3 +343,47 @@ def test_in_the_background_too_the_detector_rests_between():
         pipe.process(Frame(picture(), number, 0.0))
     assert len(detector.seen) == 1
     pipe.close()
+
+
+def test_most_detections_look_only_where_faces_should_be():
+    looked = []
+
+    class Looking(FakeDetector):
+        def __call__(self, image, near=()):
+            looked.append(list(near))
+            return [FACE]
+
+    pipe = Pipeline(Looking(), FakeClassifier({"haar": 0.0}), Tracker(), detect_every=2)
+    for index in range(12):
+        pipe.process(Frame(picture(), index, 0.0))
+    assert [bool(near) for near in looked] == [False, True, True, True, True, False]
+    assert looked[1] == [FACE.box]
+
+
+@pytest.mark.parametrize(("every", "faces"), [(1, [FACE]), (2, [])])
+def test_every_frame_or_without_faces_it_looks_everywhere(every, faces):
+    looked = []
+
+    class Looking(FakeDetector):
+        def __call__(self, image, near=()):
+            looked.append(list(near))
+            return faces
+
+    pipe = Pipeline(Looking(), FakeClassifier({"haar": 0.0}), Tracker(), detect_every=every)
+    for index in range(8):
+        pipe.process(Frame(picture(), index, 0.0))
+    assert not any(looked)
+
+
+def test_places_are_in_the_pixels_of_the_picture_that_is_searched():
+    looked = []
+
+    class Looking(FakeDetector):
+        def __call__(self, image, near=()):
+            looked.append(list(near))
+            return [Detection((5, 10, 20, 20), 5.0)]
+
+    pipe = Pipeline(Looking(), FakeClassifier({"haar": 0.0}), Tracker(), detect_every=2)
+    for index in range(3):
+        pipe.process(Frame(picture(), index, 0.0, grey=np.zeros((40, 50), np.uint8)))
+    assert looked == [[], [(5, 10, 20, 20)]]

@@ -5,7 +5,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import InputError
 from maskfer_edge.results import UNSURE
-from maskfer_edge.tracker import Tracker, overlap
+from maskfer_edge.tracker import Tracker
 
 BOX = (100, 100, 50, 50)
 
@@ -32,20 +32,6 @@ def update(tracker, frame, faces):
 
 def numbers(results):
     return [result.track for result in results]
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "expected"),
-    [
-        ((0, 0, 10, 10), (0, 0, 10, 10), 1.0),
-        ((0, 0, 10, 10), (5, 0, 10, 10), 1 / 3),
-        ((0, 0, 10, 10), (2, 2, 5, 5), 0.25),
-        ((0, 0, 10, 10), (10, 0, 10, 10), 0.0),
-        ((0, 0, 10, 10), (50, 50, 10, 10), 0.0),
-    ],
-)
-def test_overlap_is_intersection_over_union(a, b, expected):
-    assert overlap(a, b) == overlap(b, a) == pytest.approx(expected)
 
 
 def test_a_face_that_moves_a_little_keeps_its_number():

@@ -10,8 +10,7 @@ import numpy as np
 from maskfer_edge.contract import FloatArray, UInt8Array, preprocess
 from maskfer_edge.dataset import PictureSet
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Detector
-from maskfer_edge.tracker import overlap
+from maskfer_edge.detector import Detector, overlap
 from maskfer_trainer.draw import drawn_number
 
 PICTURE_WH = (320, 240)

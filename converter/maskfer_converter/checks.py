@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from maskfer_converter.convert import DYNAMIC, FLOAT, FLOAT16, INT8
 from maskfer_converter.graph import Graph
-from maskfer_edge.classifier import Classifier
-from maskfer_edge.contract import INPUT_SIZE, LABELS, UInt8Array
+from maskfer_edge.contract import INPUT_SIZE, LABELS
 from maskfer_edge.errors import DependencyError, ModelError
-from maskfer_edge.model_file import Model
 from maskfer_edge.runtime import RUNTIMES
 
 # The last release of tflite-runtime, and so the oldest runtime that maskfer supports.
@@ -36,19 +36,52 @@ class Check:
     found: str = ""
 
 
-def check_graph(graph: Graph, form: str) -> list[Check]:
+class Report(Protocol):
+    """What a conversion found: the path of the file, and the checks that did not pass."""
+
+    @property
+    def model(self) -> str: ...  # noqa: D102
+
+    @property
+    def failed(self) -> list[Check]: ...  # noqa: D102
+
+
+class RefusedModelError(ModelError):
+    """A converted model that failed its checks and was not written.
+
+    Attributes:
+        report: What was found.
+    """
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(f"{report.model} was not written: {failures(report.failed)}; --force writes it all the same")
+        self.report = report
+
+
+def failures(checks: list[Check]) -> str:
+    """Failed checks in one line."""
+    return "; ".join(f"{check.what}: {check.found or 'no'}" for check in checks)
+
+
+# Input and outputs of an expression network.
+Shapes = tuple[tuple[int, ...], ...]
+FACE_IN, SCORES_OUT = (1, INPUT_SIZE, INPUT_SIZE, 1), (1, len(LABELS))
+
+
+def check_graph(graph: Graph, form: str, shapes_in_out: Shapes = (FACE_IN, SCORES_OUT)) -> list[Check]:
     """Check a model's structure against the contract and its format.
 
     Args:
         graph: Of the model.
         form: A key of `convert.FORMATS`.
+        shapes_in_out: Of the one input and of the outputs, which may come in any order.
     """
-    shapes = [graph.tensors[i].shape for i in graph.inputs], [graph.tensors[i].shape for i in graph.outputs]
-    expected = [(1, INPUT_SIZE, INPUT_SIZE, 1)], [(1, len(LABELS))]
+    inputs, outputs = ([graph.tensors[i].shape for i in ends] for ends in (graph.inputs, graph.outputs))
+    as_agreed = inputs == [shapes_in_out[0]] and sorted(outputs) == sorted(shapes_in_out[1:])
     custom = [operator.name for operator in graph.operators if operator.custom]
     oldest = ".".join(map(str, OLDEST_RUNTIME))
     checks = [
-        Check("one face in, seven scores out", shapes == expected, "" if shapes == expected else f"{shapes}"),
+        Check("input and outputs of the contract's shapes", as_agreed, "" if as_agreed else f"{inputs}, {outputs}"),
         Check("no custom or Flex operator", not custom, ", ".join(custom)),
         Check(
             f"operators that TFLite {oldest} has",
@@ -97,16 +130,20 @@ def _some(names: list[str], what: str) -> str:
     return f"{len(names)} with {what}, {names[0]} first" if names else ""
 
 
-def check_runtimes(model: Model, face: UInt8Array) -> list[Check]:
-    """Run the model on each TFLite runtime that works here; those that do not are named and pass."""
+def check_runtimes(run: Callable[[str], bool]) -> list[Check]:
+    """Run a model on each TFLite runtime that works here; those that do not are named and pass.
+
+    Args:
+        run: Opens the model on a runtime, runs it, and says whether its output is finite.
+    """
     checks = []
     for runtime in RUNTIMES:
         try:
-            scores = Classifier(model, runtime)(face)
+            finite = run(runtime)
         except DependencyError:
             checks.append(Check(f"runs on {runtime}", True, "not installed here, not tried"))
         except ModelError as error:
             checks.append(Check(f"runs on {runtime}", False, str(error)))
         else:
-            checks.append(Check(f"runs on {runtime}", bool(np.isfinite(scores).all())))
+            checks.append(Check(f"runs on {runtime}", finite))
     return checks

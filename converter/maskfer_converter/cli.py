@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.contract import LABELS
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import ModelError
 from maskfer_edge.quiet import quiet_native_libraries
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from maskfer_converter.checks import Check
     from maskfer_converter.graph import Tensor
     from maskfer_converter.quantize import QuantizeReport
+    from maskfer_converter.quantize_detector import DetectorReport
 
 app = make_app("Converts trained networks to self-describing TFLite files that prove themselves.")
 
@@ -32,8 +34,8 @@ WORST_LAYERS = 5
 
 @app.command("quantize")
 def quantize_command(
-    model: Annotated[Path, typer.Argument(help=".keras file of trainer fit.")],
-    calibrate: Annotated[Path, typer.Option(help="Data set made by trainer build-dataset.")],
+    model: Annotated[Path, typer.Argument(help=".keras file of trainer fit or fit-detector.")],
+    calibrate: Annotated[Path, typer.Option(help="Data set of trainer build-dataset, or scenes of build-scenes.")],
     out: Annotated[Path, typer.Option("-o", "--out", help=".tflite to write; its .report.json goes beside it.")],
     form: Annotated[str, typer.Option("--format", help="int8, float16, dynamic or float.")] = "int8",
     per_class: Annotated[int, typer.Option(min=1, help="Calibration pictures of each class.")] = 72,
@@ -44,20 +46,27 @@ def quantize_command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json_: Json = False,
 ) -> None:
-    """Quantise MODEL, compare it with the float network on the test split, and write it if it passes."""
+    """Quantise MODEL, compare it with the float network on held-out pictures, and write it if it passes."""
+    from maskfer_converter.checks import RefusedModelError
     from maskfer_converter.comparison import Limits
-    from maskfer_converter.quantize import RefusedModelError, quantize
+    from maskfer_converter.keras_model import says_of_itself
+    from maskfer_converter.quantize import quantize
+    from maskfer_converter.quantize_detector import is_detector, quantize_detector
 
     refused = None
     limits = Limits(max_drop, min_agreement)
+    said = says_of_itself(model)
     with _steps() as progress, quiet_native_libraries():
+        common: dict[str, Any] = {"force": force, "overwrite": overwrite, "progress": progress}
+        report: QuantizeReport | DetectorReport
         try:
-            report = quantize(
-                model, calibrate, out, form, per_class, seed, limits,
-                force=force, overwrite=overwrite, progress=progress,
-            )  # fmt: skip
+            if is_detector(said):
+                pictures = per_class * len(LABELS)
+                report = quantize_detector(model, calibrate, out, said, form, pictures, seed, limits, **common)
+            else:
+                report = quantize(model, calibrate, out, form, per_class, seed, limits, **common)
         except RefusedModelError as error:
-            refused, report = error, error.report
+            refused, report = error, cast("QuantizeReport | DetectorReport", error.report)
     if json_:
         print_json(report)
     else:
@@ -84,18 +93,32 @@ def _steps() -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
-def _print_report(report: QuantizeReport) -> None:
-    faces = sum(report.calibration.values())
-    calibrated = f", calibrated on {faces} faces, a black and a white picture" if faces else ""
+def _print_report(report: QuantizeReport | DetectorReport) -> None:
+    calibrated = report.calibration if isinstance(report.calibration, int) else sum(report.calibration.values())
     print_result(
         f"{report.model}: {report.format}, {report.bytes / 1000:.0f} kB, "
-        f"{report.multiply_accumulates / 1e6:.1f} M multiply-accumulates{calibrated}"
+        f"{report.multiply_accumulates / 1e6:.1f} M multiply-accumulates"
+        + (f", calibrated on {calibrated} pictures" if calibrated else "")
     )
+    if isinstance(report.comparison, dict):
+        _print_classes(report)
+    else:
+        row = report.comparison
+        print_result(f"\n{'':18}{'float F1':>9}{report.format + ' F1':>9}{'agree':>8}{'scenes':>8}")
+        print_result(
+            f"{'validation scenes':18}{row.float_f1:9.1%}{row.converted_f1:9.1%}{row.agreement:8.1%}{row.scenes:8d}"
+        )
+    print_result("")
+    _print_benchmark(report.latency)
+    print_result("")
+    _print_checks(report.checks)
+
+
+def _print_classes(report: QuantizeReport) -> None:
     print_result(f"\n{'':14}{'float':>8}{report.format:>9}{'agree':>8}{'pictures':>10}")
     for part, row in report.comparison.items():
-        print_result(
-            f"{part:14}{row.float_accuracy:8.1%}{row.converted_accuracy:9.1%}{row.agreement:8.1%}{row.pictures:10d}"
-        )
+        accuracies = f"{row.float_accuracy:8.1%}{row.converted_accuracy:9.1%}"
+        print_result(f"{part:14}{accuracies}{row.agreement:8.1%}{row.pictures:10d}")
     parts = list(report.comparison)
     print_result(f"\n{'recall':10}" + "".join(f"{part + ', float':>20}{report.format:>9}" for part in parts))
     for label in report.comparison[parts[0]].recall:
@@ -105,10 +128,6 @@ def _print_report(report: QuantizeReport) -> None:
         print_result("\nworst layers, signal to quantisation noise")
         for layer in report.layers[:WORST_LAYERS]:
             print_result(f"{layer.sqnr_db:8.1f} dB  {layer.layer}")
-    print_result("")
-    _print_benchmark(report.latency)
-    print_result("")
-    _print_checks(report.checks)
 
 
 def _print_checks(checks: list[Check]) -> None:
@@ -155,7 +174,7 @@ def verify_command(
             other = "" if found.same_pictures else " (other pictures than the file's own figures)"
             print_result(f"{part}: {share:.1%} right{other}")
     if found.failed:
-        from maskfer_converter.quantize import failures
+        from maskfer_converter.checks import failures
 
         raise ModelError(
             f"{model} fails {len(found.failed)} of {len(found.checks)} checks: {failures(found.failed)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from maskfer_converter.checks import Check
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import LABELS, FloatArray, UInt8Array
 from maskfer_edge.dataset import PictureSet
+from maskfer_edge.model_file import Model
 
 Classes = npt.NDArray[np.int64]
 
@@ -58,6 +60,11 @@ def classes_by_keras(network: Any, images: UInt8Array) -> Classes:
 def classes_by_file(classifier: Classifier, images: UInt8Array) -> Classes:
     """Class of each face as the runtime gives it."""
     return np.array([int(classifier(face).argmax()) for face in images], dtype=np.int64)
+
+
+def scores_finite(model: Model, face: UInt8Array) -> Callable[[str], bool]:
+    """For `checks.check_runtimes`: whether a model's scores of a face are numbers, on a runtime."""
+    return lambda runtime: bool(np.isfinite(Classifier(model, runtime)(face)).all())
 
 
 def compare(by_float: Classes, by_converted: Classes, pictures: PictureSet) -> Comparison:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskfer_edge.contract import INPUT_SIZE
-
 INT8, FLOAT16, DYNAMIC, FLOAT = "int8", "float16", "dynamic", "float"
 # What users choose from; all but int8 are for comparison.
 FORMATS = {
@@ -22,14 +20,14 @@ FORMATS = {
 
 
 def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> bytes:
-    """Convert a network of the contract's shapes for one face at a time.
+    """Convert a network for one picture at a time.
 
     The batch is fixed at one: shapes are constants then, and no operator computes them at the edge.
 
     Args:
         network: A `keras.Model` on the TensorFlow backend.
         form: One of `FORMATS`.
-        calibration: (n, 48, 48, 1) float32, 0 to 255; sets the ranges of ``int8``, unused otherwise.
+        calibration: (n, height, width, 1) float32, 0 to 255; sets the ranges of ``int8``, unused otherwise.
 
     Returns:
         The flatbuffer; the same arguments give the same bytes.
@@ -40,9 +38,9 @@ def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> by
         for picture in calibration:
             yield [picture[None]]
 
-    one_face = [tf.TensorSpec((1, INPUT_SIZE, INPUT_SIZE, 1), tf.float32, name="grey")]
+    one_picture = [tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name="grey")]
     with tempfile.TemporaryDirectory() as folder:
-        network.export(folder, format="tf_saved_model", verbose=False, input_signature=one_face)
+        network.export(folder, format="tf_saved_model", verbose=False, input_signature=one_picture)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if form != FLOAT:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

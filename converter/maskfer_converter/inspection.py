@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from maskfer_converter.graph import Graph, read_graph
 from maskfer_edge.errors import ModelError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.model_file import strip, unpack
+from maskfer_edge.model_file import strip, unpack, unpack_detector
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,7 @@ def inspect(path: Path) -> Inspection:
         metadata = asdict(unpack(content, str(path)).info)
     except ModelError as error:
         why = str(error)
+        with suppress(ModelError):
+            metadata, why = asdict(unpack_detector(content, str(path)).info), ""
     weights = sum(tensor.bytes for tensor in graph.tensors)
     return Inspection(str(path), len(content), metadata, why, graph, graph.multiply_accumulates, weights)

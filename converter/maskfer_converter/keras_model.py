@@ -14,13 +14,11 @@ from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 
+EXPRESSION_SHAPES = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
 
-def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
-    """Load a `.keras` file and what it says of itself (empty if it says nothing).
 
-    Raises:
-        InputError: If it is no Keras file, needs code of its own, or has other shapes than the contract.
-    """
+def says_of_itself(path: Path) -> dict[str, Any]:
+    """What a `.keras` file says of itself; empty if it says nothing. Raises InputError if it is no whole Keras file."""
     read_bytes(path)  # says what is wrong with the path itself
     try:
         with zipfile.ZipFile(path) as archive:
@@ -29,6 +27,20 @@ def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
             raise ValueError
     except (zipfile.BadZipFile, zlib.error, ValueError):
         raise InputError(f"{path} is not a whole .keras file; make one with: trainer fit DATASET --out RUN") from None
+    return said
+
+
+def load_keras(path: Path, expected: tuple[Any, Any] = EXPRESSION_SHAPES) -> tuple[Any, dict[str, Any]]:
+    """Load a `.keras` file and what it says of itself (empty if it says nothing).
+
+    Args:
+        path: The file.
+        expected: Input and output shapes, as Keras gives them.
+
+    Raises:
+        InputError: If it is no Keras file, needs code of its own, or has other shapes.
+    """
+    said = says_of_itself(path)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"  # only its models become TFLite
     with extra("converter"):
@@ -39,7 +51,6 @@ def load_keras(path: Path) -> tuple[Any, dict[str, Any]]:
         shapes = (network.input_shape, network.output_shape)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
-    expected = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
     if shapes != expected:
         raise InputError(f"{path} has input and output of shapes {shapes}; expected {expected}")
     return network, said

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskfer_converter.benchmark import Benchmark, benchmark
 from maskfer_converter.calibration import calibration_pictures
-from maskfer_converter.checks import Check, check_graph, check_runtimes
+from maskfer_converter.checks import Check, RefusedModelError, check_graph, check_runtimes
 from maskfer_converter.comparison import (
     Comparison,
     Limits,
@@ -20,6 +20,7 @@ from maskfer_converter.comparison import (
     classes_by_file,
     classes_by_keras,
     compare,
+    scores_finite,
 )
 from maskfer_converter.convert import FLOAT, FORMATS, INT8, convert
 from maskfer_converter.graph import read_graph
@@ -28,7 +29,7 @@ from maskfer_converter.layer_noise import LayerNoise, layer_noise
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import CROP_MARGINS
 from maskfer_edge.dataset import PARTS, dataset_info, read_part
-from maskfer_edge.errors import InputError, ModelError
+from maskfer_edge.errors import InputError
 from maskfer_edge.files import check_free, whole_file
 from maskfer_edge.model_file import Model, ModelInfo, pack
 
@@ -73,23 +74,6 @@ class QuantizeReport:
     def failed(self) -> list[Check]:
         """The checks that did not pass."""
         return [check for check in self.checks if not check.passed]
-
-
-class RefusedModelError(ModelError):
-    """A converted model that failed its checks and was not written.
-
-    Attributes:
-        report: What was found.
-    """
-
-    def __init__(self, report: QuantizeReport) -> None:
-        super().__init__(f"{report.model} was not written: {failures(report.failed)}; --force writes it all the same")
-        self.report = report
-
-
-def failures(checks: list[Check]) -> str:
-    """Failed checks in one line."""
-    return "; ".join(f"{check.what}: {check.found or 'no'}" for check in checks)
 
 
 def quantize(
@@ -157,13 +141,13 @@ def quantize(
     model = Model(flatbuffer, model_info, str(out))
     progress("comparing float and converted")
     classifier = Classifier(model)
-    comparison, checks = {}, check_graph(graph, form) + check_runtimes(model, pictures["masked"].images[0])
+    faces = pictures["masked"].images
+    comparison, checks = {}, check_graph(graph, form) + check_runtimes(scores_finite(model, faces[0]))
     for part, of_part in pictures.items():
         name, given = f"{part} test", classes_by_file(classifier, of_part.images)
         compared = comparison[name] = compare(classes_by_keras(network, of_part.images), given, of_part)
         checks += check_limits(name, compared.float_accuracy, compared.converted_accuracy, compared.agreement, limits)
         checks.append(check_classes(name, given))
-    faces = pictures["masked"].images
     layers = []
     if form == INT8:
         progress("looking for the worst layers")

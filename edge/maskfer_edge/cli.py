@@ -24,7 +24,10 @@ if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
 
 ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
-DetectorOption = Annotated[str, typer.Option(help="What finds the faces: haar.")]
+DetectorOption = Annotated[str, typer.Option(help="What finds the faces: haar, learned or yunet.")]
+DetectorModelOption = Annotated[
+    Path | None, typer.Option(help="Model file of the learned detector, or YuNet's .onnx. Default: the bundled one.")
+]
 RuntimeOption = Annotated[str, typer.Option(help="TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")]
 MirrorOption = Annotated[
     bool,
@@ -198,6 +201,7 @@ def predict_command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
     model: ModelOption = None,
     detector: DetectorOption = "haar",
+    detector_model: DetectorModelOption = None,
     crop: Annotated[bool, typer.Option("--crop", help="The pictures are face crops: look for no faces.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     runtime: RuntimeOption = "auto",
@@ -217,7 +221,7 @@ def predict_command(
 
     with quiet_native_libraries():
         classifier = open_classifier(model, runtime, mirror=mirror)
-        finder = FakeDetector() if crop else open_detector(detector)
+        finder = FakeDetector() if crop else open_detector(detector, model_path=detector_model, runtime=runtime)
     results: dict[str, Any] = {}
     found = 0
     for path in images:

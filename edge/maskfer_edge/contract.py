@@ -15,8 +15,9 @@ from maskfer_edge.errors import InputError
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise")
 INPUT_SIZE = 48
 # How the boxes of each detector sit on a face, against the framing of FER2013's crops, on which networks are
-# trained: the median Haar box is 0.99 of the crop's side, with the same centre (tests/edge/test_framing.py).
-CROP_MARGINS = {"haar": 0.0}
+# trained: the median Haar box is 0.99 of the crop's side, with the same centre (tests/edge/test_framing.py), and so is
+# the longer side of the boxes by which the learned detector is trained, which are made as YuNet's are: 1.00.
+CROP_MARGINS = {"haar": 0.0, "learned": 0.0, "yunet": 0.0}
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]

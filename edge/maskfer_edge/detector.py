@@ -12,7 +12,9 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.errors import DependencyError, InputError
+from maskfer_edge.errors import DependencyError, InputError, ModelError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.runtime import AUTO
 
 # Frames are searched at no more than this size, unless another is asked for; larger ones are made smaller first.
 SEARCH_SIDE = 640
@@ -21,6 +23,7 @@ SEARCH_SIDE = 640
 AROUND, NEAR_FACE, NEAR_SIZES = 0.35, 56, (0.75, 1.35)
 # Boxes that overlap so much are one face.
 SAME_FACE = 0.4
+YUNET_THRESHOLD = 0.6
 
 Box = tuple[int, int, int, int]
 
@@ -145,6 +148,68 @@ class HaarDetector(Detector):
         ]
 
 
+class YunetDetector(Detector):
+    """OpenCV's YuNet (Wu, Peng and Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023), out of a user's file."""
+
+    name = "yunet"
+
+    def __init__(
+        self,
+        path: Path,
+        search_side: int = SEARCH_SIDE,
+        score_threshold: float = YUNET_THRESHOLD,
+        same_face: float = SAME_FACE,
+    ) -> None:
+        """Open the network.
+
+        Args:
+            path: ONNX file, e.g. ``face_detection_yunet_2023mar.onnx`` of OpenCV's model zoo.
+            search_side: Longest side in pixels of the frame as searched.
+            score_threshold: Score, 0 to 1, from which a face is believed.
+            same_face: Intersection over union from which two boxes are one face.
+
+        Raises:
+            DependencyError: If this OpenCV has no FaceDetectorYN.
+            InputError: If the file cannot be read; ModelError if OpenCV refuses it.
+        """
+        if not hasattr(cv2, "FaceDetectorYN"):
+            raise DependencyError(
+                f"OpenCV {cv2.__version__} has no FaceDetectorYN, which runs YuNet; "
+                "run: pip install 'opencv-python>=4.8,<5'"
+            )
+        read_bytes(path)  # for its one line: OpenCV does not tell a missing file from a damaged one
+        self.search_side, self._path = search_side, path
+        try:
+            self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, same_face)
+        except cv2.error as error:
+            raise self._refused(error) from error
+
+    def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+        """Find faces everywhere; `score` is from 0 to 1. Raises ModelError if the file is another network's."""
+        height, width = image.shape[:2]
+        shrink = max(1.0, max(height, width) / self.search_side)
+        size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+        smaller = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA) if shrink > 1 else image
+        try:
+            self._network.setInputSize(size_wh)
+            _, found = self._network.detect(cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR) if smaller.ndim == 2 else smaller)
+        except cv2.error as error:
+            raise self._refused(error) from error
+        if found is None:
+            return []
+        # a row: left, top, width, height, five landmarks, score
+        return [
+            Detection((round(x), round(y), max(1, round(w)), max(1, round(h))), score)
+            for (x, y, w, h), score in zip((found[:, :4] * shrink).tolist(), found[:, -1].tolist(), strict=True)
+        ]
+
+    def _refused(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"{self._path} is refused by the FaceDetectorYN of OpenCV {cv2.__version__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        )
+
+
 def overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes (left, top, width, height), 0 to 1."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
@@ -155,11 +220,52 @@ def overlap(a: Box, b: Box) -> float:
     return shared / (a[2] * a[3] + b[2] * b[3] - shared)
 
 
-DETECTORS = {"haar": HaarDetector}
+def _open_haar(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:
+    if model_path is not None:
+        raise InputError(f"detector 'haar' takes no model file; leave {model_path} out or name another detector")
+    return HaarDetector(search_side=search_side)
 
 
-def open_detector(name: str, search_side: int = SEARCH_SIDE) -> Detector:
-    """A detector by its name, which looks at pictures of that longest side. Raises InputError if there is none."""
+def _open_learned(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:
+    # imported here, as it imports this module
+    from maskfer_edge.learned_detector import open_learned_detector
+
+    return open_learned_detector(model_path, runtime, threads)
+
+
+def _open_yunet(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:
+    if model_path is None:
+        raise InputError(
+            "detector 'yunet' needs its model file: get face_detection_yunet_2023mar.onnx "
+            "from OpenCV's model zoo and name it with --detector-model FILE"
+        )
+    return YunetDetector(model_path, search_side)
+
+
+DETECTORS = {"haar": _open_haar, "learned": _open_learned, "yunet": _open_yunet}
+
+
+def open_detector(
+    name: str,
+    search_side: int = SEARCH_SIDE,
+    model_path: Path | None = None,
+    runtime: str = AUTO,
+    threads: int = 1,
+) -> Detector:
+    """A detector by its name.
+
+    Args:
+        name: ``haar``, ``learned`` or ``yunet``.
+        search_side: Longest side in pixels at which faces are looked for; the learned detector has a size of its own.
+        model_path: Its model file: for ``learned`` one of ours (None: the bundled one), for ``yunet`` an ONNX file,
+            which must be named; for ``haar`` None.
+        runtime: Of the learned detector; see `runtime.open_interpreter`.
+        threads: Likewise.
+
+    Raises:
+        InputError: If there is no detector of that name, or the model file is missing or unfit.
+        DependencyError: If what the detector needs is not installed.
+    """
     if name not in DETECTORS:
         raise InputError(f"unknown detector {name!r}; known: {', '.join(DETECTORS)}")
-    return DETECTORS[name](search_side=search_side)
+    return DETECTORS[name](search_side, model_path, runtime, threads)

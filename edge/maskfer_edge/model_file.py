@@ -1,6 +1,6 @@
 """The model file: a `.tflite` flatbuffer with a zip appended that says what the model is.
 
-    unzip -l model.tflite      shows labels.txt and maskfer.json
+    unzip -l model.tflite      shows maskfer.json, and labels.txt if it tells expressions apart
     any TFLite runtime         loads the file as it is
 
 The sha256 of the flatbuffer stands in `maskfer.json`, because a zip's checksums do not cover what
@@ -23,10 +23,12 @@ from maskfer_edge.errors import ModelError
 from maskfer_edge.files import read_bytes
 
 FORMAT_VERSION = 2
-EXPRESSION = "expression"
+EXPRESSION, DETECTOR = "expression", "detector"
 JSON_NAME, LABELS_NAME = "maskfer.json", "labels.txt"
 FLATBUFFER_MARK = b"TFL3"
 REMEDY = "make it with: converter quantize MODEL.keras --calibrate DATASET -o MODEL.tflite"
+# Sides of a detector's input, in pixels.
+DETECTOR_SIDES = (32, 1024)
 # A zip's dates must not change the bytes; this is the earliest that it can hold.
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -44,7 +46,7 @@ class ModelInfo:
         quantization: Format (``int8``, ``float16``, ``dynamic`` or ``float``), and what it was calibrated
             and measured on: ``{"format": "int8", "calibration": {"Angry": 72, ...}, "seed": 0, ...}``.
         licence_note: What limits the use of the weights.
-        kind: ``expression`` (or ``detector``, of another contract).
+        kind: ``expression``; a detector's is `DetectorInfo`.
         labels: Class names in the order of the output.
         input_size: Side of the grey input in pixels.
         flatbuffer_sha256: Of the bytes before the zip; set by `pack`.
@@ -65,6 +67,37 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
+class DetectorInfo:
+    """What a face detector's model file says of itself.
+
+    Attributes:
+        architecture: Name of the network.
+        input_size_wh: Width and height of the grey input in pixels, 32 to 1024, multiples of `stride`.
+        stride: Side in input pixels of a cell of the output.
+        score_threshold: Score, 0 to 1, from which a face is believed; chosen on validation data.
+        training_data: Name and hash of what it was trained on, and how many pictures.
+        accuracy: Measured recalls, precisions and the like.
+        quantization: As `ModelInfo.quantization`.
+        licence_note: What limits the use of the weights.
+        kind: ``detector``.
+        flatbuffer_sha256: Of the bytes before the zip; set by `pack`.
+        format_version: Of this layout.
+    """
+
+    architecture: str
+    input_size_wh: tuple[int, int]
+    stride: int
+    score_threshold: float
+    training_data: Mapping[str, Any]
+    accuracy: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+    licence_note: str
+    kind: str = DETECTOR
+    flatbuffer_sha256: str = ""
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
 class Model:
     """A model file that kept the contract when it was read.
 
@@ -79,8 +112,17 @@ class Model:
     name: str
 
 
-def pack(flatbuffer: bytes, info: ModelInfo) -> bytes:
-    """Append labels and metadata to a flatbuffer; an older appendix is taken off first.
+@dataclass(frozen=True)
+class DetectorModel:
+    """A face detector's model file that kept the contract when it was read; the attributes are those of `Model`."""
+
+    flatbuffer: bytes = field(repr=False)
+    info: DetectorInfo
+    name: str
+
+
+def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo) -> bytes:
+    """Append metadata, and labels if there are any, to a flatbuffer; an older appendix is taken off first.
 
     The same arguments give the same bytes.
     """
@@ -89,11 +131,10 @@ def pack(flatbuffer: bytes, info: ModelInfo) -> bytes:
     buffer = io.BytesIO(flatbuffer)
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a") as archive:
-        for name, text in (
-            (LABELS_NAME, "\n".join(info.labels) + "\n"),
-            (JSON_NAME, json.dumps(said, indent=2, sort_keys=True) + "\n"),
-        ):
-            archive.writestr(zipfile.ZipInfo(name, ZIP_DATE), text)
+        if isinstance(info, ModelInfo):
+            archive.writestr(zipfile.ZipInfo(LABELS_NAME, ZIP_DATE), "\n".join(info.labels) + "\n")
+        text = json.dumps(said, indent=2, sort_keys=True) + "\n"
+        archive.writestr(zipfile.ZipInfo(JSON_NAME, ZIP_DATE), text)
     return buffer.getvalue()
 
 
@@ -119,12 +160,57 @@ def unpack(content: bytes, name: str) -> Model:
         ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself,
             or is of another format version, kind, label set or input size.
     """
+    said, labels_text = _read_appendix(content, name, ModelInfo)
+    if said["labels"] != list(LABELS) or tuple((labels_text or "").split()) != LABELS:
+        raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
+    if said["input_size"] != INPUT_SIZE:
+        raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")
+    margins = said["crop_margins"]
+    if not isinstance(margins, dict) or not all(isinstance(m, int | float) and abs(m) < 0.5 for m in margins.values()):
+        raise ModelError(f"{name} has damaged crop margins; {REMEDY}")
+    return Model(_checked_flatbuffer(content, name, said), ModelInfo(**{**said, "labels": LABELS}), name)
+
+
+def unpack_detector(content: bytes, name: str) -> DetectorModel:
+    """Read a face detector's model file, as `unpack` does an expression model's.
+
+    The shapes of the tensors are checked by `learned_detector.LearnedDetector`.
+
+    Raises:
+        ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself, is of another
+            format version or kind, or says of itself what cannot be.
+    """
+    said, _ = _read_appendix(content, name, DetectorInfo)
+    for key in ("architecture", "licence_note"):
+        _check(name, said, key, isinstance(said[key], str), "a text")
+    for key in ("training_data", "accuracy", "quantization"):
+        _check(name, said, key, isinstance(said[key], dict), "an object")
+    stride, size_wh, threshold = said["stride"], said["input_size_wh"], said["score_threshold"]
+    least, most = DETECTOR_SIDES
+    _check(name, said, "stride", _is_int(stride) and 1 <= stride <= most, f"a whole number from 1 to {most}")
+    fits = isinstance(size_wh, list) and len(size_wh) == 2 and all(map(_is_int, size_wh))
+    fits = fits and all(least <= side <= most and side % stride == 0 for side in size_wh)
+    _check(name, said, "input_size_wh", fits, f"width and height from {least} to {most}, multiples of {stride}")
+    fits = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+    _check(name, said, "score_threshold", fits, "a number from 0 to 1")
+    info = DetectorInfo(**{**said, "input_size_wh": tuple(size_wh), "score_threshold": float(threshold)})
+    return DetectorModel(_checked_flatbuffer(content, name, said), info, name)
+
+
+def _read_appendix(
+    content: bytes, name: str, wanted: type[ModelInfo] | type[DetectorInfo]
+) -> tuple[dict[str, Any], str | None]:
+    """What both kinds of files are checked for: the metadata, with exactly the fields of `wanted`, and the labels.
+
+    The labels are None if the file has none; an expression model must have them. Raises ModelError.
+    """
     if content[4:8] != FLATBUFFER_MARK:
         raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             said = json.loads(archive.read(JSON_NAME))
-            labels_text = archive.read(LABELS_NAME).decode()
+            has_labels = LABELS_NAME in archive.namelist()
+            labels_text = archive.read(LABELS_NAME).decode() if has_labels else None
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError):  # RuntimeError: marked as encrypted
         raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
     if not isinstance(said, dict):
@@ -134,25 +220,38 @@ def unpack(content: bytes, name: str) -> Model:
             f"{name} has format version {said.get('format_version')!r}; this program reads {FORMAT_VERSION}; "
             "update maskfer or convert the model again"
         )
-    expected = {f.name for f in fields(ModelInfo)}
+    # before the fields, as another kind has others
+    if said.get("kind", wanted.kind) != wanted.kind:
+        raise ModelError(f"{name} is of kind {said['kind']!r}; a model of kind {wanted.kind!r} is needed")
+    expected = {f.name for f in fields(wanted)}
     if set(said) != expected:
         odd = ", ".join(sorted(expected ^ set(said)))
         raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
-    if said["kind"] != EXPRESSION:
-        raise ModelError(f"{name} is of kind {said['kind']!r}; a model of kind {EXPRESSION!r} is needed")
-    if said["labels"] != list(LABELS) or tuple(labels_text.split()) != LABELS:
-        raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
-    if said["input_size"] != INPUT_SIZE:
-        raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")
-    margins = said["crop_margins"]
-    if not isinstance(margins, dict) or not all(isinstance(m, int | float) and abs(m) < 0.5 for m in margins.values()):
-        raise ModelError(f"{name} has damaged crop margins; {REMEDY}")
+    return said, labels_text
+
+
+def _checked_flatbuffer(content: bytes, name: str, said: Mapping[str, Any]) -> bytes:
+    """The flatbuffer, if it is the one that the metadata was written for. Raises ModelError."""
     flatbuffer = strip(content)
     if hashlib.sha256(flatbuffer).hexdigest() != said["flatbuffer_sha256"]:
         raise ModelError(f"{name} is damaged: its weights are not those that it was made with; copy it again")
-    return Model(flatbuffer, ModelInfo(**{**said, "labels": LABELS}), name)
+    return flatbuffer
+
+
+def _check(name: str, said: Mapping[str, Any], key: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ModelError(f"{name} has {key} {repr(said[key])[:100]}; expected {expected}; {REMEDY}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def load_model(path: Path) -> Model:
     """Read a model file. Raises InputError if it cannot be read, ModelError as `unpack` does."""
     return unpack(read_bytes(path), str(path))
+
+
+def load_detector_model(path: Path) -> DetectorModel:
+    """Read a face detector's model file. Raises InputError if it cannot be read, ModelError as `unpack_detector`."""
+    return unpack_detector(read_bytes(path), str(path))

@@ -121,9 +121,9 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Ru
 
 def open_pipeline(settings: RunSettings) -> Pipeline:
     """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
-    model = Path(settings.model) if settings.model else None
+    model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
     return Pipeline(
-        open_detector(settings.detector, settings.search_side),
+        open_detector(settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads),
         open_classifier(model, settings.runtime, settings.threads, mirror=settings.mirror),
         Tracker(min_confidence=settings.min_confidence),
         detect_every=settings.detect_every,

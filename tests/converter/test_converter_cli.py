@@ -47,7 +47,7 @@ def test_quantize_prints_tables(run_main, keras_model, dataset, tmp_path):
     out = tmp_path / "model.tflite"
     ran = run_main(main, "quantize", keras_model, "--calibrate", dataset, "-o", out, "--per-class", 4)
     assert (ran.code, ran.err) == (0, "")
-    assert "calibrated on 28 faces" in ran.out
+    assert "calibrated on 28 pictures" in ran.out
     first = [line.split()[0] for line in ran.out.splitlines() if line]
     for word in ("masked", "bare", "recall", "Angry", "worst", "ok"):
         assert word in first

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from maskfer_converter import quantize as quantize_module
+from maskfer_converter.checks import RefusedModelError
 from maskfer_converter.comparison import Limits
-from maskfer_converter.quantize import RefusedModelError, quantize, report_path
+from maskfer_converter.quantize import quantize, report_path
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import dataset_info, read_part

@@ -7,7 +7,18 @@ import pytest
 
 from maskfer_edge.contract import LABELS
 from maskfer_edge.errors import InputError, ModelError
-from maskfer_edge.model_file import JSON_NAME, LABELS_NAME, ModelInfo, load_model, pack, strip, unpack
+from maskfer_edge.model_file import (
+    JSON_NAME,
+    LABELS_NAME,
+    DetectorInfo,
+    ModelInfo,
+    load_detector_model,
+    load_model,
+    pack,
+    strip,
+    unpack,
+    unpack_detector,
+)
 
 FLATBUFFER = b"\x1c\x00\x00\x00TFL3" + bytes(range(256)) * 3
 
@@ -32,9 +43,29 @@ def packed_by_hand(labels_text=None, drop=(), flatbuffer=FLATBUFFER, **changes):
     return buffer.getvalue()
 
 
-def refusal(content, name="my.tflite"):
+def detector_info(**changes):
+    said = DetectorInfo(
+        "points", (320, 240), 8, 0.35, {"name": "scenes"}, {"recall": 0.9}, {"format": "int8"}, "research only"
+    )
+    return replace(said, **changes)
+
+
+def detector_by_hand(drop=(), **changes):
+    """A detector's model file with metadata that `pack` would not write."""
+    with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, detector_info()))) as archive:
+        said = json.loads(archive.read(JSON_NAME))
+    buffer = io.BytesIO(FLATBUFFER)
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(
+            JSON_NAME, json.dumps({key: value for key, value in {**said, **changes}.items() if key not in drop})
+        )
+    return buffer.getvalue()
+
+
+def refusal(content, name="my.tflite", read=unpack):
     with pytest.raises(ModelError) as caught:
-        unpack(content, name)
+        read(content, name)
     return str(caught.value)
 
 
@@ -119,6 +150,7 @@ def test_weights_that_lost_bytes_are_refused():
         (packed_by_hand(labels=list(reversed(LABELS))), "other labels"),
         (packed_by_hand(labels=None), "other labels"),
         (packed_by_hand(labels_text="Angry\nHappy"), "other labels"),
+        (detector_by_hand(kind="expression"), "differs from the format in crop_margins, input_size, "),
         (packed_by_hand(input_size=224), "224 pixels; expected 48"),
         (packed_by_hand(drop=["licence_note"]), "licence_note"),
         (packed_by_hand(extra=1), "extra"),
@@ -138,15 +170,16 @@ def test_a_refusal_is_one_line_that_names_the_file():
     assert text.startswith("/models/my.tflite ") and "\n" not in text
 
 
+@pytest.mark.parametrize(("made", "read"), [(info(), unpack), (detector_info(), unpack_detector)])
 @pytest.mark.parametrize("bits", [0x01, 0x80, 0xFF])
-def test_no_damaged_byte_of_the_appendix_raises_anything_else(bits):
-    content = pack(FLATBUFFER, info())
+def test_no_damaged_byte_of_the_appendix_raises_anything_else(bits, made, read):
+    content = pack(FLATBUFFER, made)
     odd = []
     for place in range(len(FLATBUFFER), len(content)):
         damaged = bytearray(content)
         damaged[place] ^= bits
         try:
-            unpack(bytes(damaged), "m")
+            read(bytes(damaged), "m")
         except ModelError:
             continue
         except Exception as error:  # noqa: BLE001
@@ -172,3 +205,89 @@ def test_load_model_reads_a_file_and_keeps_its_name(tmp_path):
 def test_load_model_names_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.tflite cannot be read"):
         load_model(tmp_path / "none.tflite")
+
+
+def test_a_detectors_metadata_comes_back():
+    said = unpack_detector(pack(FLATBUFFER, detector_info()), "m").info
+    assert replace(said, flatbuffer_sha256="") == detector_info()
+
+
+def test_a_detectors_flatbuffer_comes_back_byte_for_byte():
+    assert unpack_detector(pack(FLATBUFFER, detector_info()), "m").flatbuffer == FLATBUFFER
+
+
+def test_a_detector_has_no_labels():
+    with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, detector_info()))) as archive:
+        assert archive.namelist() == [JSON_NAME]
+
+
+def test_a_detector_is_refused_as_an_expression_model():
+    text = refusal(pack(FLATBUFFER, detector_info()))
+    assert text == "my.tflite is of kind 'detector'; a model of kind 'expression' is needed"
+
+
+def test_an_expression_model_is_refused_as_a_detector():
+    text = refusal(pack(FLATBUFFER, info()), read=unpack_detector)
+    assert text == "my.tflite is of kind 'expression'; a model of kind 'detector' is needed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 1}, "format version 1; this program reads 2"),
+        ({"drop": ["stride"]}, "differs from the format in stride"),
+        ({"drop": ["kind"]}, "differs from the format in kind"),
+        ({"extra": 1}, "differs from the format in extra"),
+        ({"architecture": 1}, "architecture 1; expected a text"),
+        ({"licence_note": None}, "licence_note None; expected a text"),
+        ({"training_data": []}, "training_data []; expected an object"),
+        ({"accuracy": 0.9}, "accuracy 0.9; expected an object"),
+        ({"quantization": "int8"}, "quantization 'int8'; expected an object"),
+        ({"stride": 0}, "stride 0; expected a whole number from 1"),
+        ({"stride": 8.0}, "stride 8.0; expected a whole number"),
+        ({"stride": True}, "stride True; expected a whole number"),
+        ({"input_size_wh": 320}, "input_size_wh 320; expected width and height from 32 to 1024, multiples of 8"),
+        ({"input_size_wh": [320]}, "input_size_wh [320]; expected width and height"),
+        ({"input_size_wh": [320, 244]}, "input_size_wh [320, 244]; expected width and height"),
+        ({"input_size_wh": [24, 240]}, "input_size_wh [24, 240]; expected width and height"),
+        ({"input_size_wh": [320, 1032]}, "input_size_wh [320, 1032]; expected width and height"),
+        ({"input_size_wh": [320.0, 240]}, "input_size_wh [320.0, 240]; expected width and height"),
+        ({"score_threshold": 1.01}, "score_threshold 1.01; expected a number from 0 to 1"),
+        ({"score_threshold": -0.1}, "score_threshold -0.1; expected a number from 0 to 1"),
+        ({"score_threshold": float("nan")}, "score_threshold nan; expected a number from 0 to 1"),
+        ({"score_threshold": "0.5"}, "score_threshold '0.5'; expected a number from 0 to 1"),
+        ({"score_threshold": True}, "score_threshold True; expected a number from 0 to 1"),
+        ({"flatbuffer_sha256": None}, "weights are not those"),
+    ],
+)
+def test_a_detectors_metadata_that_breaks_the_contract_is_refused_by_what_is_wrong(changes, message):
+    assert message in refusal(detector_by_hand(**changes), read=unpack_detector)
+
+
+@pytest.mark.parametrize("size_wh", [(32, 1024), (1024, 32)])
+def test_a_detectors_smallest_and_largest_sides_are_taken(size_wh):
+    content = pack(FLATBUFFER, detector_info(input_size_wh=size_wh))
+    assert unpack_detector(content, "m").info.input_size_wh == size_wh
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 0.5])
+def test_a_detectors_threshold_is_a_float(threshold):
+    said = unpack_detector(detector_by_hand(score_threshold=threshold), "m").info.score_threshold
+    assert (said, type(said)) == (threshold, float)
+
+
+def test_tampered_weights_of_a_detector_are_refused():
+    content = bytearray(pack(FLATBUFFER, detector_info()))
+    content[300] ^= 1
+    assert "weights are not those" in refusal(bytes(content), read=unpack_detector)
+
+
+def test_load_detector_model_reads_a_file_and_keeps_its_name(tmp_path):
+    path = tmp_path / "d.tflite"
+    path.write_bytes(pack(FLATBUFFER, detector_info()))
+    assert load_detector_model(path).name == str(path)
+
+
+def test_load_detector_model_names_a_missing_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.tflite cannot be read"):
+        load_detector_model(tmp_path / "none.tflite")

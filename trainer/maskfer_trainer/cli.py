@@ -214,6 +214,98 @@ def fit_command(
     print_result(str(model))
 
 
+@app.command("build-scenes")
+def build_scenes_command(
+    portraits: Annotated[Path, typer.Argument(help="Folder of portraits with boxes.csv.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    photos: Annotated[
+        Path | None, typer.Option(help="Folder of photographs with boxes.csv; only its tuning half is used.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Scenes to make.")] = 6000,
+    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Make scenes to train a face detector on: portraits, half of them masked, in PHOTOS and on drawn backgrounds."""
+    with extra("trainer"):
+        from maskfer_trainer.progress import progress_bar
+        from maskfer_trainer.scenes import SceneSettings, build_scenes
+
+    with progress_bar("Making scenes") as progress:
+        said = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress)
+    if json_:
+        print_json(said)
+        return
+    faces = ", ".join(f"{number} {label}" for label, number in said["faces"].items())
+    made_of = f"{said['portraits']} portraits, {said['photos']} photographs"
+    print_result(f"{out}: {said['count']} scenes of {made_of}: {faces}")
+
+
+@app.command("fit-detector")
+def fit_detector_command(
+    scenes: Annotated[Path, typer.Argument(help="Scenes made by build-scenes.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the scenes.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of weights, order and changes.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+) -> None:
+    """Train the face detector on SCENES, with live curves in OUT/curves.png."""
+    _check_backend()
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.devices import describe
+        from maskfer_trainer.fit_detector import DetectorSettings, fit_detector
+
+        device = describe()
+    settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
+    say(device)
+    print_result(str(fit_detector(scenes, out, settings, resume=resume, say=say)))
+
+
+@app.command("evaluate-detector")
+def evaluate_detector_command(
+    detector: Annotated[str, typer.Argument(help="haar, learned, yunet, or a model file of the learned detector.")],
+    photos: Annotated[Path, typer.Argument(help="Folder of photographs with boxes.csv.")],
+    detector_model: Annotated[Path | None, typer.Option(help="YuNet's .onnx.")] = None,
+    half: Annotated[str, typer.Option(help="all, or the half named tuning or testing.")] = "all",
+    threshold: Annotated[float | None, typer.Option(help="Of the learned detector; default: the file's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw the precision-recall curve into this PNG.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say how many faces of PHOTOS a detector finds, masked and bare, by size, with false boxes and milliseconds."""
+    with extra("trainer"):
+        from maskfer_edge.detector import DETECTORS, open_detector
+        from maskfer_edge.learned_detector import LearnedDetector
+        from maskfer_trainer import detector_evaluation
+        from maskfer_trainer.progress import progress_bar
+
+    if half not in ("all", "tuning", "testing"):
+        raise InputError(f"--half takes all, tuning or testing; received {half!r}")
+    if out is not None:
+        check_free(out, overwrite)
+    with quiet_native_libraries():
+        if detector in DETECTORS:
+            finder = open_detector(detector, model_path=detector_model)
+        else:
+            finder = open_detector("learned", model_path=Path(detector))
+    if threshold is not None:
+        if not isinstance(finder, LearnedDetector):
+            raise InputError("--threshold is of the learned detector alone")
+        finder.score_threshold = threshold
+    found = detector_evaluation.read_photos(photos)
+    chosen = [photo for photo in found if half in ("all", detector_evaluation.half(photo.path.name))]
+    with progress_bar("Looking for faces") as progress:
+        evaluation = detector_evaluation.evaluate_detector(finder, chosen, progress=progress)
+    if out is not None:
+        detector_evaluation.draw_curve(evaluation, out, overwrite)
+    if json_:
+        print_json(evaluation)
+    else:
+        print_result(detector_evaluation.as_text(evaluation))
+
+
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[Path, typer.Argument(help="A .keras of trainer fit or a .tflite of converter quantize.")],

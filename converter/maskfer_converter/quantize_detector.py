@@ -1,0 +1,222 @@
+"""The face detector as TFLite: calibrated on training scenes, compared with the float network on the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskfer_converter.benchmark import Benchmark, benchmark
+from maskfer_converter.checks import Check, RefusedModelError, check_graph, check_runtimes
+from maskfer_converter.comparison import Limits, check_limits
+from maskfer_converter.convert import FLOAT, INT8, convert
+from maskfer_converter.graph import read_graph
+from maskfer_converter.keras_model import load_keras
+from maskfer_converter.quantize import LATENCY_RUNS, report_path
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.decoding import read_picture
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.detector import Box, overlap
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import check_free, read_bytes, whole_file
+from maskfer_edge.learned_detector import LearnedDetector
+from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
+
+LICENCE_NOTE = (
+    "Weights trained on scenes made of portraits (a public expression set, mostly of LFW) and photographs (Face Mask "
+    "Detection, CC0); the landmark model that placed the masks (iBUG 300-W) excludes commercial use."
+)
+SAME_FACE = 0.5
+
+
+@dataclass(frozen=True)
+class DetectorComparison:
+    """Float against converted on validation scenes, shares from 0 to 1.
+
+    Attributes:
+        float_f1: Harmonic mean of precision and recall of the float network.
+        converted_f1: Of the converted one.
+        agreement: Share of the boxes of either that the other has as well.
+        scenes: How many.
+    """
+
+    float_f1: float
+    converted_f1: float
+    agreement: float
+    scenes: int
+
+
+@dataclass(frozen=True)
+class DetectorReport:
+    """The proof of a converted detector; what is written beside it as JSON.
+
+    Attributes:
+        model: Path of the file.
+        format: Key of `convert.FORMATS`.
+        bytes: The file's size.
+        multiply_accumulates: Of one picture.
+        calibration: How many scenes it was calibrated on; 0 where none are needed.
+        seed: Of their choice.
+        comparison: Float against converted.
+        latency: On one thread, by runtime.
+        checks: Everything that was looked at.
+    """
+
+    model: str
+    format: str
+    bytes: int
+    multiply_accumulates: int
+    calibration: int
+    seed: int
+    comparison: DetectorComparison
+    latency: Benchmark
+    checks: list[Check]
+
+    @property
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
+
+
+def quantize_detector(
+    keras_path: Path,
+    scenes: Path,
+    out: Path,
+    said: dict[str, Any],
+    form: str = INT8,
+    pictures: int = 504,
+    seed: int = 0,
+    limits: Limits | None = None,
+    *,
+    force: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[str], None] = lambda step: None,
+) -> DetectorReport:
+    """Convert a detector, compare both on validation scenes, and write the file if it passes.
+
+    Args:
+        keras_path: A `.keras` of ``trainer fit-detector``.
+        scenes: Made by ``trainer build-scenes``; calibration takes training scenes.
+        out: `.tflite` to write.
+        said: What the `.keras` says of itself.
+        form: Key of `convert.FORMATS`.
+        pictures: Scenes to calibrate on.
+        seed: Of their choice.
+        limits: How far the file may fall behind the network: F1 in points, boxes of 100 that both have.
+        force: Whether a file that fails is written all the same.
+        overwrite: Whether an existing `out`, and its report, are replaced.
+        progress: Takes the name of each step.
+
+    Raises:
+        InputError: If the model or the scenes cannot be used.
+        OutputError: If `out` or its report is there already or cannot be written.
+        RefusedModelError: If a check failed.
+    """
+    limits = limits or Limits()
+    for path in (out, report_path(out)):
+        check_free(path, overwrite)
+    try:
+        (width, height), stride = said["input_size_wh"], int(said["stride"])
+        threshold = float(said["score_threshold"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{keras_path} is no whole detector; make it with: trainer fit-detector") from None
+    cells = (height // stride, width // stride)
+    shapes = {"heat": (None, *cells, 1), "boxes": (None, *cells, 4)}
+    network, _ = load_keras(keras_path, ((None, height, width, 1), shapes))
+    progress("reading scenes")
+    training, validation, faces = _read_scenes(scenes, pictures, seed)
+    progress("converting")
+    calibration = np.stack(training)[..., None].astype(np.float32)
+    flatbuffer = convert(network, form, calibration)
+    counts = {"scenes": len(training)} if form == INT8 else {}
+    info = DetectorInfo(
+        architecture=str(said.get("architecture", network.name)),
+        input_size_wh=(int(width), int(height)),
+        stride=stride,
+        score_threshold=threshold,
+        training_data=dict(said.get("scenes", {})),
+        accuracy={},
+        quantization={"format": form, "calibration": counts, "seed": seed},
+        licence_note=LICENCE_NOTE,
+    )
+    model = DetectorModel(flatbuffer, info, str(out))
+    graph = read_graph(flatbuffer, str(out))
+    progress("comparing float and converted")
+    exact = DetectorModel(convert(network, FLOAT, calibration), info, str(keras_path))
+    compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, faces)
+    checks = check_graph(graph, form, ((1, height, width, 1), (1, *cells, 1), (1, *cells, 4)))
+    checks += check_runtimes(lambda runtime: LearnedDetector(model, runtime)(validation[0]) is not None)
+    checks += check_limits("validation scenes", compared.float_f1, compared.converted_f1, compared.agreement, limits)
+    accuracy = {"validation scenes": {"float": compared.float_f1, form: compared.converted_f1,
+                                      "agreement": compared.agreement, "scenes": compared.scenes}}  # fmt: skip
+    content = pack(flatbuffer, replace(info, accuracy=accuracy))
+    progress("timing")
+    latency = benchmark({str(out): content}, runs=LATENCY_RUNS)
+    report = DetectorReport(
+        str(out), form, len(content), graph.multiply_accumulates, sum(counts.values()), seed, compared, latency, checks
+    )
+    if report.failed and not force:
+        raise RefusedModelError(report)
+    with whole_file(out, overwrite) as partial, whole_file(report_path(out), overwrite) as partial_report:
+        partial.write_bytes(content)
+        partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    return report
+
+
+def is_detector(said: dict[str, Any]) -> bool:
+    """Whether a `.keras` file says that it is a detector."""
+    return said.get("kind") == DETECTOR
+
+
+def _read_scenes(
+    scenes: Path, pictures: int, seed: int
+) -> tuple[list[UInt8Array], list[UInt8Array], list[list[tuple[bool, Box]]]]:
+    """Calibration scenes, validation scenes, and of these the boxes with whether each is judged."""
+    try:
+        held_out = json.loads(read_bytes(scenes / "scenes.json"))["validation"]
+        rows = [line.split(",") for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]]
+    except (InputError, ValueError, KeyError, TypeError):
+        raise InputError(f"{scenes} holds no readable scenes; make them with: trainer build-scenes") from None
+    names = sorted({f"scenes/{path.name}" for path in (scenes / "scenes").glob("*.jpg")} - set(held_out))
+    if len(names) < pictures or not held_out:
+        raise InputError(f"{scenes} has {len(names)} training scenes; {pictures} are needed")
+    boxes: dict[str, list[tuple[bool, Box]]] = {name: [] for name in held_out}
+    for name, label, *sides in rows:
+        if name in boxes:
+            x0, y0, x1, y1 = map(int, sides)
+            boxes[name].append((label != "ignore", (x0, y0, x1 - x0, y1 - y0)))
+    chosen = np.random.default_rng(seed).permutation(len(names))[:pictures]
+    training = [_read_grey(scenes / names[i]) for i in chosen]
+    return training, [_read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]
+
+
+def _read_grey(path: Path) -> UInt8Array:
+    return np.asarray(cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+
+
+def _compare(
+    exact: LearnedDetector, converted: LearnedDetector, scenes: list[UInt8Array], faces: list[list[tuple[bool, Box]]]
+) -> DetectorComparison:
+    right, given = np.zeros(2), np.zeros(2)
+    wanted = shared = either = 0
+    for scene, known in zip(scenes, faces, strict=True):
+        found = [[detection.box for detection in detector(scene)] for detector in (exact, converted)]
+        judged, passed_over = ([box for is_judged, box in known if is_judged is kind] for kind in (True, False))
+        wanted += len(judged)
+        for which, boxes in enumerate(found):
+            # what lies on a face that is not judged is neither right nor wrong
+            given[which] += sum(not _among(box, passed_over) for box in boxes)
+            right[which] += sum(_among(box, boxes) for box in judged)
+        shared += sum(_among(box, found[1]) for box in found[0]) + sum(_among(box, found[0]) for box in found[1])
+        either += sum(map(len, found))
+    f1 = 2 * right / np.maximum(given + wanted, 1)
+    agreement = shared / either if either else 1.0
+    return DetectorComparison(round(float(f1[0]), 4), round(float(f1[1]), 4), round(agreement, 4), len(scenes))
+
+
+def _among(box: Box, others: list[Box]) -> bool:
+    return any(overlap(box, other) >= SAME_FACE for other in others)

@@ -1,0 +1,258 @@
+"""Faces by a quantised network that was trained on masked ones too.
+
+The network follows CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019): for each cell of a coarse grid it
+says how likely a face's centre lies in it, where in it, and how large that face is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskfer_edge.contract import FloatArray, UInt8Array
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.detector import SAME_FACE, Box, Detection, Detector
+from maskfer_edge.errors import DependencyError, InputError, ModelError
+from maskfer_edge.model_file import DetectorModel, load_detector_model
+from maskfer_edge.runtime import AUTO, open_interpreter
+
+DEFAULT_DETECTOR = "detector-int8.tflite"
+# What surrounds a picture whose shape is not the network's.
+PADDING = 127
+# Small pictures are enlarged no further: more pixels would say nothing new.
+MOST_ENLARGED = 2.0
+# Of the surest cells; more faces than fit a picture.
+MOST_CANDIDATES = 64
+# Logarithm of a face's side in cells, either way: beyond, the exponential of a bad network would have no end or be 0.
+MOST_LOG_SIZE = 6.0
+NEIGHBOURS = np.ones((3, 3), dtype=np.uint8)
+
+
+def open_learned_detector(path: Path | None = None, runtime: str = AUTO, threads: int = 1) -> LearnedDetector:
+    """A learned detector by a model file, or by the bundled one if `path` is None.
+
+    Raises:
+        DependencyError: If no model is bundled with this installation, or no TFLite runtime works here.
+        InputError: If the file cannot be read; ModelError if it does not keep the contract.
+    """
+    if path is not None:
+        return LearnedDetector(load_detector_model(path), runtime, threads)
+    bundled = files("maskfer_edge") / "data" / DEFAULT_DETECTOR
+    if not bundled.is_file():
+        raise DependencyError(
+            f"the learned detector's model ({DEFAULT_DETECTOR}) is not in this installation; "
+            "name one with --detector-model FILE, or take --detector haar"
+        )
+    with as_file(bundled) as bundled_path:
+        return LearnedDetector(load_detector_model(bundled_path), runtime, threads)
+
+
+class Placement(NamedTuple):
+    """Where `letterbox` put a picture.
+
+    Attributes:
+        left: Of the picture within the result, in pixels.
+        top: Likewise.
+        scale_x: Pixels of the result to one of the picture.
+        scale_y: Likewise; differs only by rounding to whole pixels.
+    """
+
+    left: int
+    top: int
+    scale_x: float
+    scale_y: float
+
+
+def letterbox(image: UInt8Array, out: UInt8Array) -> Placement:
+    """Put a picture, grey and as large as fits undistorted, into the middle of an array that is else `PADDING`.
+
+    It is made smaller by area interpolation, or larger bilinearly, at most `MOST_ENLARGED` times.
+
+    Args:
+        image: (height, width, 3) uint8, B,G,R, or (height, width) grey; not empty.
+        out: (h, w) uint8, which is filled.
+
+    Returns:
+        Where it lies.
+    """
+    height, width = image.shape[:2]
+    out_height, out_width = out.shape
+    scale = min(out_width / width, out_height / height, MOST_ENLARGED)
+    placed_w, placed_h = (max(1, round(side * scale)) for side in (width, height))
+    left, top = (out_width - placed_w) // 2, (out_height - placed_h) // 2
+    if (placed_h, placed_w) != out.shape:
+        out.fill(PADDING)
+    # one plane is resized faster than three
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+    place = out[top : top + placed_h, left : left + placed_w]
+    if grey.shape == place.shape:
+        place[...] = grey
+    else:
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        cv2.resize(grey, (placed_w, placed_h), dst=place, interpolation=interpolation)
+    return Placement(left, top, placed_w / width, placed_h / height)
+
+
+def decode(heat: FloatArray, boxes: FloatArray, stride: int, threshold: float) -> tuple[FloatArray, FloatArray]:
+    """The faces in a network's output.
+
+    A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `MOST_CANDIDATES`
+    hottest, those are left out whose box shares `SAME_FACE` (intersection over union) or more with a hotter one's.
+
+    Args:
+        heat: (h, w) float32, 0 to 1: how likely a face's centre lies in each cell.
+        boxes: (h, w, 4) float32: the centre's offset to the right of and below the cell's own, in cells, and the
+            logarithms of the face's width and height in cells.
+        stride: Side of a cell in pixels of the network's input.
+        threshold: Least heat of a face.
+
+    Returns:
+        (n, 4) float32 boxes (left, top, width, height) in pixels of the input, and their (n,) float32 scores, the
+        surest first.
+    """
+    hot = heat >= threshold
+    if not hot.any():
+        return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.float32)
+    rows, columns = np.nonzero(hot & (heat >= cv2.dilate(heat, NEIGHBOURS)))
+    scores = heat[rows, columns]
+    surest = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
+    rows, columns, scores = rows[surest], columns[surest], scores[surest]
+    dx, dy, *log_sizes = boxes[rows, columns].T
+    width, height = np.exp(np.maximum(np.minimum(log_sizes, MOST_LOG_SIZE), -MOST_LOG_SIZE))
+    left, top = columns + np.float32(0.5) + dx - width / 2, rows + np.float32(0.5) + dy - height / 2
+    found = (np.stack([left, top, width, height], axis=1) * stride).astype(np.float32)
+    # a float network's NaN is no face
+    real = np.isfinite(found).all(axis=1)
+    found, scores = found[real], scores[real]
+    one_face = _overlaps(found) >= SAME_FACE
+    kept = np.ones(len(found), dtype=bool)
+    # most boxes overlap with none but themselves
+    for i in np.flatnonzero(one_face.sum(axis=1) > 1):
+        if kept[i]:
+            kept[i + 1 :] &= ~one_face[i, i + 1 :]
+    return found[kept], scores[kept]
+
+
+def _overlaps(boxes: FloatArray) -> FloatArray:
+    """Intersection over union of (n, 4) boxes with each other: (n, n) float32, 0 to 1."""
+    left, top, width, height = boxes.T
+    right, bottom, areas = left + width, top + height, width * height
+    shared_width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
+    shared_height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
+    shared = np.maximum(shared_width, 0) * np.maximum(shared_height, 0)
+    overlaps: FloatArray = shared / (areas[:, None] + areas - shared)
+    return overlaps
+
+
+class LearnedDetector(Detector):
+    """Finds bare and masked faces. The interpreter and its buffers are built once; not for two threads at a time.
+
+    Attributes:
+        model: The opened model.
+        score_threshold: Least score of a face; may be changed.
+    """
+
+    name = "learned"
+
+    def __init__(
+        self, model: DetectorModel, runtime: str = AUTO, threads: int = 1, *, score_threshold: float | None = None
+    ) -> None:
+        """Open the model and check its tensors.
+
+        Args:
+            model: What to open.
+            runtime: See `runtime.open_interpreter`.
+            threads: Likewise.
+            score_threshold: Least score of a face, 0 to 1; None: the model file's.
+
+        Raises:
+            ModelError: If the tensors are not one (1, H, W, 1) input, and the outputs (1, h, w, 1) and (1, h, w, 4).
+            DependencyError: If no TFLite runtime works here.
+        """
+        self.model = model
+        self.score_threshold = model.info.score_threshold if score_threshold is None else score_threshold
+        self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
+        (width, height), stride = model.info.input_size_wh, model.info.stride
+        self._input, self._heat, self._boxes = self._checked_tensors(width, height, stride)
+        self._grey = np.empty((height, width), dtype=np.uint8)
+        self._codes = _codes_of_pixels(self._input)
+        # as the converter makes it, a pixel is its own code, and the grey picture is the tensor
+        self._plain = self._codes.dtype == np.uint8 and bool((self._codes == np.arange(256)).all())
+        coded = self._grey if self._plain else np.empty((height, width), dtype=self._codes.dtype)
+        self._tensor = coded[None, ..., None]
+
+    def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+        """Find the faces of a picture, everywhere: `near` would save nothing.
+
+        Args:
+            image: (height, width, 3) uint8, B,G,R, or (height, width) grey, of any size.
+            near: Left aside.
+
+        Returns:
+            The faces, the surest first. Boxes are in whole pixels of the picture and may reach beyond it, but their
+            centres do not; scores are from 0 to 1.
+
+        Raises:
+            InputError: If the picture is empty or of another type.
+        """
+        if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
+            raise InputError(f"expected a uint8 picture, grey or B,G,R; received {image.dtype} of {image.shape}")
+        placed = letterbox(image, self._grey)
+        if not self._plain:
+            # any mode but the default writes without a copy between
+            np.take(self._codes, self._grey, out=self._tensor[0, ..., 0], mode="clip")
+        self._interpreter.set_tensor(self._input["index"], self._tensor)
+        self._interpreter.invoke()
+        heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
+        found, scores = decode(heat, boxes, self.model.info.stride, self.score_threshold)
+        return _in_picture(found, scores, placed, image.shape[1], image.shape[0])
+
+    def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
+        """Details of the input, the heat and the boxes."""
+        inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        outputs = sorted(outputs, key=lambda detail: int(detail["shape"][-1]) if len(detail["shape"]) else 0)
+        shapes = [tuple(int(n) for n in detail["shape"]) for detail in (*inputs, *outputs)]
+        cells = (1, height // stride, width // stride)
+        expected = [(1, height, width, 1), (*cells, 1), (*cells, 4)]
+        if len(inputs) != 1 or shapes != expected:
+            raise ModelError(f"{self.model.name} has tensors of shapes {shapes}; expected {expected}")
+        for detail in (*inputs, *outputs):
+            if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
+                raise ModelError(
+                    f"{self.model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits"
+                )
+        return inputs[0], outputs[0], outputs[1]
+
+    def _output(self, detail: Any) -> FloatArray:
+        """An output without its first dimension, dequantised: (h, w, n) float32."""
+        raw = self._interpreter.get_tensor(detail["index"])[0]
+        values: FloatArray = raw.astype(np.float32)
+        if raw.dtype != np.float32:
+            scale, zero = detail["quantization"]
+            values = (values - np.float32(zero)) * np.float32(scale)
+        return values
+
+
+def _codes_of_pixels(detail: Any) -> Any:
+    """What the network takes for each of the 256 values of a pixel, in its input's dtype."""
+    pixels, kind = np.arange(256, dtype=np.float32), np.dtype(detail["dtype"])
+    if kind == np.float32:
+        return pixels
+    scale, zero = detail["quantization"]
+    limits = np.iinfo(kind)
+    return np.clip(np.round(pixels / np.float32(scale)) + zero, limits.min, limits.max).astype(kind)
+
+
+def _in_picture(found: FloatArray, scores: FloatArray, placed: Placement, width: int, height: int) -> list[Detection]:
+    """Boxes of the letterboxed picture in pixels of the picture itself, without those that lie in the padding."""
+    detections = []
+    for (x, y, w, h), score in zip(found.tolist(), scores.tolist(), strict=True):
+        left, wide = (x - placed.left) / placed.scale_x, w / placed.scale_x
+        top, high = (y - placed.top) / placed.scale_y, h / placed.scale_y
+        if 0 <= left + wide / 2 <= width and 0 <= top + high / 2 <= height:
+            detections.append(Detection((round(left), round(top), max(1, round(wide)), max(1, round(high))), score))
+    return detections

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_trainer import fit_detector as module
+from maskfer_trainer.detector_network import targets
+from maskfer_trainer.fit_detector import DetectorSettings, SceneSet, best_threshold, fit_detector, read_scenes
+
+SHORT = DetectorSettings(epochs=2, batch_size=2)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Six scenes of one bright square each; the last two are for validation."""
+    folder = tmp_path_factory.mktemp("fit") / "scenes"
+    (folder / "scenes").mkdir(parents=True)
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    names = [f"scenes/{number:05}.jpg" for number in range(6)]
+    for number, name in enumerate(names):
+        image = np.full((240, 320), 60, np.uint8)
+        x, y = 40 + 30 * number, 50 + 15 * number
+        image[y : y + 60, x : x + 50] = 220
+        cv2.imwrite(str(folder / name), image)
+        rows += [f"{name},with_mask,{x},{y},{x + 50},{y + 60}", f"{name},ignore,5,5,12,12"]
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    (folder / "scenes.json").write_text(json.dumps({"count": 6, "validation": names[4:]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, scenes):
+    run = tmp_path_factory.mktemp("fit") / "run"
+    told = []
+    fit_detector(scenes, run, SHORT, say=told.append)
+    return run, told
+
+
+def test_a_run_leaves_model_history_and_curves(run):
+    folder, told = run
+    assert {path.name for path in folder.iterdir()} == {
+        "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
+    }  # fmt: skip
+    assert told[0] == "4 scenes to train on; 2 to validate"
+    assert sum(line.startswith("epoch") for line in told) == 2
+
+
+def test_the_model_says_what_a_converter_needs(run):
+    with zipfile.ZipFile(run[0] / "model.keras") as archive:
+        said = json.loads(archive.read("maskfer.json"))
+    assert (said["kind"], said["stride"], said["input_size_wh"]) == ("detector", 8, [320, 240])
+    assert 0 < said["score_threshold"] < 1
+
+
+def test_the_model_has_two_maps(run):
+    import keras
+
+    network = keras.models.load_model(run[0] / "model.keras")
+    assert set(network.output) == {"heat", "boxes"}
+
+
+def test_a_run_is_gone_on_with(tmp_path, scenes):
+    fit_detector(scenes, tmp_path / "run", SHORT)
+    (tmp_path / "run/model.keras").unlink()
+    before = (tmp_path / "run/history.csv").read_text()
+    fit_detector(scenes, tmp_path / "run", SHORT, resume=True)
+    assert (tmp_path / "run/history.csv").read_text() == before
+    assert (tmp_path / "run/model.keras").exists()
+
+
+def test_an_existing_run_is_kept(run, scenes):
+    with pytest.raises(OutputError, match="--resume"):
+        fit_detector(scenes, run[0], SHORT)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_folder_without_scenes_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "scenes.json").write_text(content)
+    with pytest.raises(InputError, match=r"scenes\.json"):
+        fit_detector(tmp_path, tmp_path / "run", SHORT)
+
+
+def test_too_few_scenes_are_refused(tmp_path, scenes):
+    with pytest.raises(InputError, match="too few scenes for a batch of 64"):
+        fit_detector(scenes, tmp_path / "run", DetectorSettings(batch_size=64))
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": 2.0}])
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(InputError, match="received"):
+        DetectorSettings(**settings)
+
+
+def test_scenes_are_read_with_their_faces(scenes):
+    training, validation = read_scenes(scenes, {"scenes/00005.jpg"})
+    assert (len(training), len(validation)) == (5, 1)
+    assert validation.faces == [[(190, 125, 50, 60)]]
+    assert validation.ignored == [[(5, 5, 7, 7)]]
+
+
+def test_batches_mirror_pictures_and_boxes_alike(scenes):
+    training, _ = read_scenes(scenes, set())
+    for images, wanted in module._batches(training, DetectorSettings(batch_size=6), 0):
+        for image, target in zip(images[..., 0], wanted, strict=True):
+            row, column = np.argwhere(target[..., 2] == 1)[0]
+            assert image[row * 8 + 4, column * 8 + 4] > image.mean() + 50
+
+
+def test_the_threshold_is_where_f1_is_best():
+    """Every scene has a sure right box and an unsure false one."""
+    face, false = (100, 60, 40, 48), (200, 150, 40, 48)
+    maps = targets([face], [])[..., [0, 3, 4, 5, 6]]
+    wrong = targets([false], [])
+    maps[..., 0] = np.maximum(0.8 * (maps[..., 0] == 1), 0.45 * (wrong[..., 0] == 1))
+    maps[..., 1:] += wrong[..., 3:]
+    scenes = SceneSet(np.zeros((2, 240, 320), np.uint8), [[face], [face]], [[], []])
+    f1, threshold = best_threshold(np.stack([maps, maps]), scenes)
+    assert (f1, 0.45 < threshold <= 0.8) == (1.0, True)
+
+
+def test_what_lies_on_an_ignored_face_is_no_false_box():
+    face = (100, 60, 40, 48)
+    maps = targets([face], [])[..., [0, 3, 4, 5, 6]]
+    nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [[]], [[face]])
+    assert module._match([np.array(face)], [], [face])[1].tolist() == [False]
+    assert best_threshold(maps[None], nothing)[0] == 0

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.detector import HaarDetector, overlap
+from maskfer_edge.errors import DependencyError, InputError
+from maskfer_trainer import detector_evaluation
+from maskfer_trainer.detector_evaluation import half, read_photos
+from maskfer_trainer.haar_tuning import CASCADES, MIN_NEIGHBORS, HaarTrial, HaarVariant, best_trial, tune_haar
+
+LABELLED = "image,label,xmin,ymin,xmax,ymax"
+
+
+@pytest.mark.parametrize("cascade", CASCADES)
+def test_more_neighbours_drop_only_what_fewer_agree_on(portrait, cascade):
+    few, many = (HaarVariant(cascade, "histogram", 1.1, n)(portrait) for n in (2, 5))
+    assert sorted(many, key=lambda d: d.box) == sorted((d for d in few if d.score > 5), key=lambda d: d.box)
+    assert many
+
+
+def test_the_variant_is_by_default_the_runtimes_detector(portrait):
+    assert HaarVariant()(portrait) == HaarDetector()(portrait)
+
+
+@pytest.mark.parametrize(("equalisation", "finds"), [("none", False), ("histogram", True), ("clahe", True)])
+def test_evened_out_contrast_shows_a_face_in_the_dark(portrait, equalisation, finds):
+    detections = HaarVariant(equalisation=equalisation)((portrait // 12).astype(np.uint8))
+    assert any(overlap(d.box, (176, 65, 97, 97)) > 0.5 for d in detections) == finds
+
+
+def test_a_cascade_that_is_not_there():
+    with pytest.raises(DependencyError, match="OpenCV ships no cascade 'frontalface_none'"):
+        HaarVariant("frontalface_none")
+
+
+def test_only_the_tuning_half_is_looked_at(tmp_path, portrait, monkeypatch):
+    small = cv2.resize(portrait, (128, 128), interpolation=cv2.INTER_AREA)
+    names = [f"{i}.png" for i in range(6)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), small)
+    (tmp_path / "boxes.csv").write_text("\n".join([LABELLED, *(f"{n},without_mask,40,15,72,47" for n in names)]) + "\n")
+    read = []
+    monkeypatch.setattr(detector_evaluation, "read_picture", lambda path: read.append(path.name) or small)
+    photos = read_photos(tmp_path)
+    read.clear()
+    seen = []
+    trials = tune_haar(photos, least_px=16, min_face=20, progress=lambda done, total: seen.append((done, total)))
+    assert {half(name) for name in names} == {"tuning", "testing"}
+    assert read == [name for name in names if half(name) == "tuning"]
+    assert (len(trials), seen[-1]) == (27 * len(MIN_NEIGHBORS), (len(read), len(read)))
+    assert len({(t.cascade, t.equalisation, t.scale_factor, t.min_neighbors) for t in trials}) == len(trials)
+    assert all(t.recall_masked is None for t in trials)
+    assert max(t.recall_bare for t in trials) == 1.0
+
+
+def test_no_tuning_half_is_refused():
+    with pytest.raises(InputError, match="tuning half"):
+        tune_haar([])
+
+
+def test_the_best_trial_keeps_the_limits():
+    def trial(cascade: str, neighbors: int, recall: float | None, false: float, ms: float) -> HaarTrial:
+        return HaarTrial(cascade, "none", 1.1, neighbors, recall, None, false, ms)
+
+    present = trial(CASCADES[0], 3, 0.2, 0.1, 10)
+    allowed = trial(CASCADES[1], 4, 0.4, 0.3, 20)
+    trials = [present, trial(CASCADES[1], 3, 0.9, 0.31, 10), trial(CASCADES[2], 3, 0.9, 0.1, 21), allowed]
+    assert best_trial(trials) == allowed
+    # of equals the faster
+    assert best_trial([*trials, faster := trial(CASCADES[2], 4, 0.4, 0.3, 19)]) == faster
+    assert best_trial([present, trial(CASCADES[1], 4, None, 0.0, 1)]) == present
+    with pytest.raises(InputError, match="no setting stays within"):
+        best_trial(trials, most_false_boxes=0.05)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_trainer import scenes as module
+from maskfer_trainer.detector_evaluation import half, read_photos
+from maskfer_trainer.scenes import SIZE_WH, SceneSettings, build_scenes
+
+
+@pytest.fixture(scope="module")
+def portraits(tmp_path_factory, astronaut):
+    """Three portraits of one face, whose box is about the middle of the picture."""
+    folder = tmp_path_factory.mktemp("portraits")
+    rows = ["image,xmin,ymin,xmax,ymax,score"]
+    for number in range(3):
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.convertScaleAbs(astronaut, alpha=1 - 0.1 * number))
+        rows.append(f"{number}.png,30,18,100,112,0.9")
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, portrait):
+    """Photographs of one face and of one that is too small to tell, in both halves."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    for number in range(6):
+        cv2.imwrite(str(folder / f"{number}.jpg"), cv2.resize(portrait, (400, 300)))
+        rows += [f"{number}.jpg,without_mask,135,40,220,135", f"{number}.jpg,with_mask,5,5,9,9"]
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    assert {half(f"{number}.jpg") for number in range(6)} == {"tuning", "testing"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, portraits, photos):
+    out = tmp_path_factory.mktemp("built") / "scenes"
+    said = build_scenes(portraits, out, SceneSettings(count=60), photos, workers=1)
+    return out, said
+
+
+def boxes_of(folder):
+    """(n, 4) left, top, right, bottom of all faces that are judged."""
+    rows = csv.DictReader((folder / "boxes.csv").read_text().splitlines())
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    return np.array([[int(row[side]) for side in sides] for row in rows if row["label"] != "ignore"])
+
+
+def test_scenes_and_boxes_are_written(built):
+    out, said = built
+    assert len(list((out / "scenes").glob("*.jpg"))) == said["count"] == 60
+    assert cv2.imread(str(out / "scenes/00000.jpg"), cv2.IMREAD_UNCHANGED).shape == SIZE_WH[::-1]
+    assert json.loads((out / "scenes.json").read_text()) == json.loads(json.dumps(said))
+
+
+def test_about_half_of_the_faces_wear_masks(portraits, tmp_path):
+    said = build_scenes(portraits, tmp_path / "scenes", SceneSettings(count=80), workers=1)
+    masked, bare = said["faces"]["with_mask"], said["faces"]["without_mask"]
+    assert 0.35 < masked / (masked + bare) < 0.65
+
+
+def test_boxes_lie_within_the_scene(built):
+    boxes = boxes_of(built[0])
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2:] <= SIZE_WH).all()
+
+
+def test_faces_are_of_many_sizes(built):
+    boxes = boxes_of(built[0])
+    sides = boxes[:, 3] - boxes[:, 1]
+    assert sides.min() < 25
+    assert sides.max() > 100
+
+
+def test_the_same_seed_gives_the_same_scenes(built, portraits, photos, tmp_path):
+    build_scenes(portraits, tmp_path / "again", SceneSettings(count=5), photos, workers=2)
+    for name in ("scenes/00000.jpg", "scenes/00004.jpg"):
+        assert (tmp_path / "again" / name).read_bytes() == (built[0] / name).read_bytes()
+
+
+def test_another_seed_gives_others(built, portraits, photos, tmp_path):
+    build_scenes(portraits, tmp_path / "other", SceneSettings(count=1, seed=1), photos, workers=1)
+    assert (tmp_path / "other/scenes/00000.jpg").read_bytes() != (built[0] / "scenes/00000.jpg").read_bytes()
+
+
+def test_only_the_tuning_half_of_the_photographs_is_used(built, photos):
+    tuning = [photo for photo in read_photos(photos) if half(photo.path.name) == "tuning"]
+    assert built[1]["photos"] == len(tuning) < 6
+
+
+def test_faces_of_photographs_that_are_too_small_are_ignored(built):
+    assert built[1]["faces"]["ignore"] > 0
+
+
+def test_a_share_of_the_scenes_is_held_out(built):
+    assert 0 < len(built[1]["validation"]) < 15
+
+
+def test_a_pasted_face_lies_where_its_box_says(portraits, tmp_path, monkeypatch):
+    """On an even background, what differs from it lies in and about the boxes."""
+    monkeypatch.setattr(module, "_drawn_background", lambda random: np.full(SIZE_WH[::-1], 255, np.uint8))
+    monkeypatch.setattr(module, "_as_photographed", lambda image, random: image)
+    monkeypatch.setattr(module._Composer, "_paste_decoy", lambda *_: None)
+    cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]
+    composer = module._Composer(cutouts, [], 0)
+    seen = 0
+    for number in range(30):
+        scene = composer.compose(number)
+        changed = scene.image < 240
+        near = np.zeros_like(changed)
+        for _, (x, y, w, h) in scene.faces:
+            seen += changed[y : y + h, x : x + w].mean() > 0.4
+            near[max(0, y - h) : y + 2 * h, max(0, x - w) : x + 2 * w] = True
+        assert not (changed & ~near).any()
+    assert seen > 20
+
+
+def test_an_existing_folder_is_kept(portraits, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(OutputError, match="already there"):
+        build_scenes(portraits, tmp_path / "mine", SceneSettings())
+
+
+def test_a_folder_without_boxes_is_refused(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(InputError, match=r"boxes\.csv"):
+        build_scenes(tmp_path / "none", tmp_path / "out", SceneSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["none"]
+
+
+def test_a_failure_leaves_nothing(portraits, tmp_path, monkeypatch):
+    monkeypatch.setattr(module._Composer, "compose", lambda *_: (_ for _ in ()).throw(InputError("broken")))
+    with pytest.raises(InputError, match="broken"):
+        build_scenes(portraits, tmp_path / "out", SceneSettings(count=2), workers=1)
+    assert not list(tmp_path.iterdir())

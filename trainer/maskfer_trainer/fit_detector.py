@@ -1,0 +1,259 @@
+"""Training of the face detector on scenes, in a run folder that can be resumed at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from maskfer_edge.contract import FloatArray, UInt8Array
+from maskfer_edge.detector import Box, overlap
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.learned_detector import decode
+from maskfer_trainer.detector_network import STRIDE, DetectorLoss, build_detector, joined, targets
+from maskfer_trainer.keras_file import embed_metadata
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
+from maskfer_trainer.scenes import IGNORED, SIZE_WH, read_grey
+
+WARM_UP = 0.05  # share of all steps
+# Thresholds that are tried on the validation scenes.
+THRESHOLDS = tuple(round(0.2 + 0.02 * step, 2) for step in range(26))
+LEAST_OVERLAP = 0.5
+# Share of the running mean of the weights that a step leaves as it is.
+AVERAGE = 0.998
+
+
+@dataclass(frozen=True)
+class DetectorSettings:
+    """What determines a training run, besides the scenes.
+
+    Attributes:
+        epochs: Passes over the scenes.
+        seed: Of weights, order and changes.
+        batch_size: Scenes a step.
+        learning_rate: AdamW's highest.
+    """
+
+    epochs: int = 40
+    seed: int = 0
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size) < 1 or not 0 < self.learning_rate < 1:
+            raise InputError(
+                "epochs and batch_size must be at least 1, the learning rate between 0 and 1; "
+                f"received {self.epochs}, {self.batch_size} and {self.learning_rate}"
+            )
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Scenes in memory.
+
+    Attributes:
+        images: (n, 240, 320) uint8 grey.
+        faces: Of each scene, its faces' boxes.
+        ignored: Of each scene, boxes in which nothing is judged.
+    """
+
+    images: UInt8Array
+    faces: list[list[Box]]
+    ignored: list[list[Box]]
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+
+def fit_detector(
+    scenes: Path,
+    run: Path,
+    settings: DetectorSettings,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train the detector.
+
+    The model that is kept is the one of the epoch with the best F1 on the validation scenes, those that ``scenes.json``
+    names, and so is the threshold at which it has it.
+
+    Args:
+        scenes: Made by ``trainer build-scenes``.
+        run: Folder to make, see `run_folder`.
+        settings: How to train.
+        resume: Go on with the run that `run` holds.
+        say: Takes what a person at the terminal should know.
+
+    Returns:
+        The path of model.keras.
+
+    Raises:
+        InputError: If the scenes cannot be used, or `resume` does not fit what `run` holds.
+        OutputError: If `run` is there already and `resume` is not given.
+    """
+    said = _scenes_info(scenes)
+    made_of = {key: value for key, value in said.items() if key != "validation"}
+    config = {"settings": asdict(settings), "kind": "detector", "scenes": made_of}
+    check_run(run, config, resume)
+    keras.utils.set_random_seed(settings.seed)
+    training, validation = read_scenes(scenes, set(said.get("validation", ())))
+    say(f"{len(training)} scenes to train on; {len(validation)} to validate")
+    steps = len(training) // settings.batch_size
+    if not steps or not len(validation):
+        raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
+    done, history = 0, History()
+    if (run / "checkpoints" / "last.keras").exists():
+        model = keras.models.load_model(
+            run / "checkpoints" / "last.keras", custom_objects={"DetectorLoss": DetectorLoss}
+        )
+        history = read_history(run)
+        done = len(history)
+    else:
+        model = joined(build_detector())
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, (settings.epochs - settings.epochs * WARM_UP) * steps, alpha=0.01,
+            warmup_target=settings.learning_rate, warmup_steps=max(1, int(settings.epochs * WARM_UP * steps)),
+        )  # fmt: skip
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-3, clipnorm=10.0)
+        model.compile(optimizer=optimizer, loss=DetectorLoss())
+    if not resume:
+        make_run(run, config)
+    folder = RunFolder(run, history)
+    folder.set_model(model)
+    averaged = _weights_of(model)
+    for epoch in range(done, settings.epochs):
+        losses = []
+        for batch in _batches(training, settings, epoch):
+            losses.append(float(model.train_on_batch(*batch)))
+            averaged = [
+                AVERAGE * old + (1 - AVERAGE) * new for old, new in zip(averaged, _weights_of(model), strict=True)
+            ]
+        trained = _weights_of(model)
+        model.set_weights(averaged)  # these are judged and kept
+        maps = predict_maps(model, validation.images)
+        f1, threshold = best_threshold(maps, validation)
+        val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(_targets_of(validation), maps)))
+        logs = {"loss": float(np.mean(losses)), "accuracy": f1, "val_loss": val_loss, "val_accuracy": f1}
+        say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
+        folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
+        model.set_weights(trained)
+    row = best_of(history)
+    best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
+    outputs = {name: best.get_layer(name).output for name in ("heat", "boxes")}
+    plain = keras.Model(best.input, outputs, name=best.name)
+    metadata = {**config, "architecture": plain.name, "stride": STRIDE, "input_size_wh": SIZE_WH,
+                "score_threshold": row["threshold"], "validation_f1": round(row["val_accuracy"], 4)}  # fmt: skip
+    plain.save(run / "checkpoints" / "detector.keras")
+    embed_metadata(run / "checkpoints" / "detector.keras", run / "model.keras", metadata)
+    return run / "model.keras"
+
+
+def _weights_of(model: keras.Model) -> list[FloatArray]:
+    """Copies, as a backend may use the memory of its own again."""
+    return [np.array(weights) for weights in model.get_weights()]
+
+
+def _scenes_info(scenes: Path) -> dict[str, Any]:
+    try:
+        said = json.loads(read_bytes(scenes / "scenes.json"))
+    except (InputError, ValueError):
+        raise InputError(f"{scenes} holds no readable scenes.json; make it with: trainer build-scenes") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{scenes / 'scenes.json'} is damaged; build the scenes again")
+    return said
+
+
+def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
+    """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
+    rows: dict[str, list[tuple[str, Box]]] = {
+        f"scenes/{path.name}": [] for path in sorted((scenes / "scenes").glob("*.jpg"))
+    }
+    for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
+        name, label, *sides = line.split(",")
+        x0, y0, x1, y1 = map(int, sides)
+        rows[name].append((label, (x0, y0, x1 - x0, y1 - y0)))
+    parts = []
+    for validation in (False, True):
+        names = [name for name in rows if (name in held_out) is validation]
+        images = (
+            np.stack([read_grey(scenes / name) for name in names]) if names else np.zeros((0, *SIZE_WH[::-1]), np.uint8)
+        )
+        parts.append(
+            SceneSet(
+                images,
+                [[box for label, box in rows[name] if label != IGNORED] for name in names],
+                [[box for label, box in rows[name] if label == IGNORED] for name in names],
+            )
+        )
+    return parts[0], parts[1]
+
+
+def _batches(scenes: SceneSet, settings: DetectorSettings, epoch: int) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Whole batches in an order of this epoch's own: images (n, 240, 320, 1) and targets, mirrored at random."""
+    random = np.random.default_rng((settings.seed, epoch))
+    order = random.permutation(len(scenes))
+    for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
+        chosen = order[start : start + settings.batch_size]
+        images = scenes.images[chosen].astype(np.float32)
+        wanted = []
+        for place, number in enumerate(chosen):
+            faces, ignored = scenes.faces[number], scenes.ignored[number]
+            if random.random() < 0.5:
+                images[place] = images[place, :, ::-1]
+                faces, ignored = ([(SIZE_WH[0] - x - w, y, w, h) for x, y, w, h in boxes] for boxes in (faces, ignored))
+            wanted.append(targets(faces, ignored))
+        gain = random.uniform(0.75, 1.25, (len(chosen), 1, 1)).astype(np.float32)
+        shift = random.normal(0, 12, (len(chosen), 1, 1)).astype(np.float32)
+        yield np.clip(images * gain + shift, 0, 255)[..., None], np.stack(wanted)
+
+
+def _targets_of(scenes: SceneSet) -> FloatArray:
+    return np.stack([targets(faces, ignored) for faces, ignored in zip(scenes.faces, scenes.ignored, strict=True)])
+
+
+def predict_maps(model: keras.Model, images: UInt8Array) -> FloatArray:
+    """(n, 30, 40, 5) maps of (n, 240, 320) uint8 scenes by a network that `joined` made."""
+    parts = [
+        model.predict_on_batch(images[start : start + 64, ..., None].astype(np.float32))
+        for start in range(0, len(images), 64)
+    ]
+    return np.asarray(np.concatenate(parts), dtype=np.float32)
+
+
+def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
+    """The best F1 over all faces of the scenes, and the threshold at which it is had."""
+    right, wrong, missed = (np.zeros(len(THRESHOLDS)) for _ in range(3))
+    for scene, faces, ignored in zip(maps, scenes.faces, scenes.ignored, strict=True):
+        boxes, scores = decode(scene[..., 0], scene[..., 1:], STRIDE, THRESHOLDS[0])
+        hit, free = _match(boxes, faces, ignored)
+        for place, threshold in enumerate(THRESHOLDS):
+            kept = scores >= threshold
+            found = len({face for face in hit[kept] if face >= 0})
+            right[place] += found
+            wrong[place] += int((kept & free).sum())
+            missed[place] += len(faces) - found
+    f1 = 2 * right / np.maximum(2 * right + wrong + missed, 1)
+    best = int(f1.argmax())
+    return float(f1[best]), THRESHOLDS[best]
+
+
+def _match(boxes: Any, faces: list[Box], ignored: list[Box]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Of each box, the face that it lies on (-1: none), and whether it lies on nothing at all."""
+    hit = np.full(len(boxes), -1, dtype=np.int64)
+    free = np.ones(len(boxes), dtype=bool)
+    for place, box in enumerate(boxes):
+        shares = [overlap(tuple(map(int, box)), face) for face in faces]  # type: ignore[arg-type]
+        if shares and max(shares) >= LEAST_OVERLAP:
+            hit[place] = int(np.argmax(shares))
+        x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
+        over_ignored = any(i[0] <= x <= i[0] + i[2] and i[1] <= y <= i[1] + i[3] for i in ignored)
+        free[place] = hit[place] < 0 and not over_ignored
+    return hit, free

@@ -1,0 +1,162 @@
+"""Which settings of the Haar cascades find most masked faces, tried on the tuning half of some photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.detector import Box, Detection, HaarDetector
+from maskfer_edge.errors import DependencyError, InputError
+from maskfer_trainer.detector_evaluation import Found, Photo, Progress, figures_of, half, search
+
+CASCADES = ("frontalface_default", "frontalface_alt2", "frontalface_alt")
+SCALE_FACTORS = (1.05, 1.1, 1.2)
+MIN_NEIGHBORS = (2, 3, 4, 5)
+Equalisation = Literal["none", "histogram", "clahe"]
+EQUALISATIONS: tuple[Equalisation, ...] = ("none", "histogram", "clahe")
+
+
+@dataclass(frozen=True)
+class HaarTrial:
+    """One setting of the cascade, and how it does.
+
+    Attributes:
+        cascade: Name of OpenCV's file, without ``haarcascade_``.
+        equalisation: What is done to the grey picture first.
+        scale_factor: Between one search size and the next.
+        min_neighbors: Windows that must agree on a face.
+        recall_masked: Share of masked faces that are found, 0 to 1; None if there are none.
+        recall_bare: The same of bare faces.
+        false_boxes: Detections that find no face, a picture.
+        milliseconds: Median for a picture, on one thread.
+    """
+
+    cascade: str
+    equalisation: Equalisation
+    scale_factor: float
+    min_neighbors: int
+    recall_masked: float | None
+    recall_bare: float | None
+    false_boxes: float
+    milliseconds: float
+
+
+class HaarVariant(HaarDetector):
+    """A Haar cascade of another kind, on pictures whose contrast is evened out first."""
+
+    def __init__(
+        self,
+        cascade: str = CASCADES[0],
+        equalisation: Equalisation = "none",
+        scale_factor: float = 1.1,
+        min_neighbors: int = 3,
+        min_face: int = 40,
+    ) -> None:
+        """Load a cascade that comes with OpenCV.
+
+        Args:
+            cascade: Name of OpenCV's file, without ``haarcascade_``.
+            equalisation: ``histogram`` over the whole picture, ``clahe`` (limited, over 8 by 8 parts), or ``none``.
+            scale_factor: Between one search size and the next.
+            min_neighbors: Windows that must agree on a face.
+            min_face: Smallest face in pixels of the frame as searched.
+
+        Raises:
+            DependencyError: If this OpenCV does not ship the cascade.
+        """
+        super().__init__(scale_factor, min_neighbors, min_face)
+        path = Path(cv2.data.haarcascades if hasattr(cv2, "data") else "") / f"haarcascade_{cascade}.xml"
+        if not path.is_file():
+            raise DependencyError(f"OpenCV ships no cascade {cascade!r}; run: pip install 'opencv-python<5'")
+        self._cascade = cv2.CascadeClassifier(str(path))
+        self._clahe = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
+        self.equalisation = equalisation
+
+    def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+        """Find faces; `score` is how many windows agreed."""
+        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+        if self.equalisation == "histogram":
+            grey = cv2.equalizeHist(grey)
+        elif self.equalisation == "clahe":
+            grey = self._clahe.apply(grey)
+        return super().__call__(grey, near)
+
+
+def tune_haar(
+    photos: Sequence[Photo],
+    least_px: int = 48,
+    min_face: int = 40,
+    progress: Progress = lambda done, total: None,
+) -> list[HaarTrial]:
+    """Try settings of the Haar cascade on the tuning half of some photographs; the testing half is not looked at.
+
+    Args:
+        photos: From `read_photos`.
+        least_px: Least size of the faces that count, as in `evaluate_detector`.
+        min_face: Smallest face to look for, in pixels.
+        progress: Takes how many photographs are done, and of how many.
+
+    Raises:
+        InputError: If no photograph is in the tuning half.
+    """
+    photos = [photo for photo in photos if half(photo.path.name) == "tuning"]
+    if not photos:
+        raise InputError("there are no photographs in the tuning half")
+    settings = [(c, e, s) for c in CASCADES for e in EQUALISATIONS for s in SCALE_FACTORS]
+    variants = [HaarVariant(c, e, s, min(MIN_NEIGHBORS), min_face) for c, e, s in settings]
+    trials = []
+    for (cascade, equalisation, scale_factor), found in zip(settings, search(variants, photos, progress), strict=True):
+        for min_neighbors in MIN_NEIGHBORS:
+            # Asking for more neighbours only drops boxes on which no more windows agree, in the same time.
+            kept = [_agreed(f, min_neighbors) for f in found]
+            evaluation = figures_of(HaarVariant.name, kept, photos, (least_px,), 0.35)
+            trials.append(
+                HaarTrial(
+                    cascade,
+                    equalisation,
+                    scale_factor,
+                    min_neighbors,
+                    evaluation.sizes[0].recall_masked,
+                    evaluation.sizes[0].recall_bare,
+                    evaluation.false_boxes,
+                    evaluation.milliseconds_median,
+                )
+            )
+    return trials
+
+
+def _agreed(found: Found, min_neighbors: int) -> Found:
+    kept = found.scores > min_neighbors
+    return Found(found.boxes_xyxy[kept], found.scores[kept], found.milliseconds)
+
+
+def best_trial(trials: Sequence[HaarTrial], most_false_boxes: float = 0.3, most_times: float = 2.0) -> HaarTrial:
+    """The setting that finds most masked faces within limits.
+
+    Args:
+        trials: From `tune_haar`.
+        most_false_boxes: Limit of false boxes a picture.
+        most_times: Limit of time, in multiples of what the runtime's own setting takes.
+
+    Raises:
+        InputError: If none is within the limits.
+    """
+    default = HaarDetector()
+    present = next(
+        trial
+        for trial in trials
+        if (trial.cascade, trial.equalisation, trial.scale_factor, trial.min_neighbors)
+        == (CASCADES[0], "none", default.scale_factor, default.min_neighbors)
+    )
+    within = [
+        trial
+        for trial in trials
+        if trial.false_boxes <= most_false_boxes and trial.milliseconds <= most_times * present.milliseconds
+    ]
+    if not within:
+        raise InputError(f"no setting stays within {most_false_boxes} false boxes and {most_times} times the time")
+    return max(within, key=lambda trial: (trial.recall_masked or 0.0, -trial.milliseconds))

@@ -1,0 +1,386 @@
+"""Scenes to train a face detector on: portraits, half of them masked, on backgrounds, at many sizes and turns (own).
+
+OUT/scenes/00000.jpg   grey, as the detector sees pictures
+OUT/boxes.csv          image,label,xmin,ymin,xmax,ymax; label: with_mask, without_mask, ignore (too small to tell)
+OUT/scenes.json        settings, counts, and which scenes are for validation
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from maskfer_edge.contract import UInt8Array
+from maskfer_edge.decoding import read_picture
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.detector import Box
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_trainer.detector_evaluation import Photo, half, read_photos
+from maskfer_trainer.draw import drawn_number, drawn_share
+from maskfer_trainer.landmarks import LandmarkPredictor
+from maskfer_trainer.masks import KINDS
+from maskfer_trainer.rendering import put_on
+from maskfer_trainer.variety import draw_wearing
+
+MASKED, BARE, IGNORED = "with_mask", "without_mask", "ignore"
+SIZE_WH = (320, 240)
+# Sides of pasted faces in pixels of the scene; below the smallest, a face in a photograph is neither right nor wrong.
+SMALLEST, LARGEST = 14.0, 210.0
+# Turns of pasted faces: most people hold their heads up.
+TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
+# Narrower than this share of its height, a face in a photograph is cut off by the edge.
+LEAST_ASPECT = 0.4
+WORN = ("properly", "properly", "properly", "under-nose", "chin")
+PHOTO_SHARE = 0.75
+# Of scenes on which nothing is trained: the network's epoch and threshold are chosen on them.
+VALIDATION_SHARE = 0.05
+# A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
+MOST_SHARED, MOST_HIDDEN_BY_DECOY = 0.15, 0.03
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """What determines the scenes, besides the pictures.
+
+    Attributes:
+        count: How many.
+        seed: Another seed gives others.
+    """
+
+    count: int = 6000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """A portrait to paste.
+
+    Attributes:
+        image: (h, w) uint8 grey.
+        box_xyxy: The face's, in pixels of it.
+        label: `MASKED` or `BARE`.
+    """
+
+    image: UInt8Array
+    box_xyxy: tuple[float, float, float, float]
+    label: str
+
+
+@dataclass
+class Scene:
+    """A picture with faces.
+
+    Attributes:
+        image: (240, 320) uint8 grey.
+        faces: Label and box (left, top, width, height) of each.
+    """
+
+    image: UInt8Array
+    faces: list[tuple[str, Box]]
+
+
+def build_scenes(
+    portraits: Path,
+    out: Path,
+    settings: SceneSettings,
+    photos: Path | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Make scenes out of portraits; half of the faces get a mask of this project's own drawing.
+
+    Args:
+        portraits: Folder of pictures with one main face each, and their ``boxes.csv``.
+        out: Folder to make, whole or not at all.
+        settings: How many, and the seed.
+        photos: Folder of photographs with ``boxes.csv``, as backgrounds with faces of their own. Only the half named
+            ``tuning`` is used (see `detector_evaluation.half`), so that the other half can judge.
+        workers: Processes; 0: one a core.
+        progress: Takes scenes done, and how many there will be.
+
+    Returns:
+        What ``scenes.json`` says.
+
+    Raises:
+        InputError: If the pictures cannot be used.
+        OutputError: If `out` is there already or cannot be written.
+    """
+    if out.exists():
+        raise OutputError(f"{out} is already there; name another folder")
+    faces = read_photos(portraits)
+    backgrounds = (
+        [] if photos is None else [photo for photo in read_photos(photos) if half(photo.path.name) == "tuning"]
+    )
+    if settings.count < 1 or not faces:
+        raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
+        # spawned: a fork of a process in which TensorFlow has threads may hang
+        ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), get_context("spawn")) as pool,
+    ):
+        made = Path(folder) / out.name
+        (made / "scenes").mkdir(parents=True)
+        pairs = pool.map(_cut_out, faces, [settings.seed] * len(faces), chunksize=32)
+        cutouts = [cutout for pair in pairs for cutout in pair]
+        rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
+        composer = _Composer(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
+        for number in range(settings.count):
+            scene, name = composer.compose(number), f"{number:05}.jpg"
+            cv2.imwrite(str(made / "scenes" / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            for label, (x, y, w, h) in scene.faces:
+                counts[label] += 1
+                rows.append((f"scenes/{name}", label, x, y, x + w, y + h))
+            progress(number + 1, settings.count)
+        sources = {"portraits": len(faces), "photos": len(backgrounds)}
+        names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
+        held_out = [name for name in names if drawn_share("validation", 0, name) < VALIDATION_SHARE]
+        said = {**asdict(settings), "size_wh": SIZE_WH, **sources, "faces": counts, "validation": held_out}
+        (made / "boxes.csv").write_text(_as_csv(rows))
+        (made / "scenes.json").write_text(json.dumps(said, indent=2) + "\n")
+        made.rename(out)
+    return said
+
+
+def _as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("image", "label", "xmin", "ymin", "xmax", "ymax"))
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_grey(path: Path) -> UInt8Array:
+    """A picture file as (h, w) uint8 grey. Raises InputError if it cannot be read."""
+    return np.asarray(cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+
+
+def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
+    """A portrait bare and, where its landmarks are plausible, masked."""
+    cv2.setNumThreads(1)
+    grey = read_grey(photo.path)
+    if not len(photo.boxes_xyxy):
+        return []
+    x0, y0, x1, y1 = (float(side) for side in photo.boxes_xyxy[0])
+    cutouts = [Cutout(grey, (x0, y0, x1, y1), BARE)]
+    kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
+    try:
+        masked = put_on(grey, _predictor()(grey), kind, wearing).image
+    except InputError:  # a face too far aside for a mask
+        return cutouts
+    return [*cutouts, Cutout(masked, (x0, y0, x1, y1), MASKED)]
+
+
+def _predictor() -> LandmarkPredictor:
+    global _PREDICTOR  # noqa: PLW0603 (100 MB, once a process)
+    if _PREDICTOR is None:
+        _PREDICTOR = LandmarkPredictor()
+    return _PREDICTOR
+
+
+_PREDICTOR: LandmarkPredictor | None = None
+
+
+class _Composer:
+    """Makes scenes, each by its number alone."""
+
+    def __init__(self, cutouts: list[Cutout], photos: list[tuple[UInt8Array, Photo]], seed: int) -> None:
+        self.seed, self.photos = seed, photos
+        self.by_label = {label: [c for c in cutouts if c.label == label] for label in (MASKED, BARE)}
+
+    def compose(self, number: int) -> Scene:
+        random = np.random.default_rng(drawn_number("scene", self.seed, str(number)))
+        scene = self._background(random)
+        for _ in range(int(random.integers(0, 3))):
+            self._paste_decoy(scene, random)
+        for _ in range(int(random.choice((0, 1, 2, 3, 5, 8), p=(0.12, 0.33, 0.22, 0.15, 0.12, 0.06)))):
+            label = MASKED if random.random() < 0.5 and self.by_label[MASKED] else BARE
+            chosen = self.by_label[label]
+            self._paste_face(scene, chosen[int(random.integers(len(chosen)))], random)
+        scene.image = _as_photographed(scene.image, random)
+        return scene
+
+    def _background(self, random: np.random.Generator) -> Scene:
+        if self.photos and random.random() < PHOTO_SHARE:
+            return _photo_part(*self.photos[int(random.integers(len(self.photos)))], random)
+        return Scene(_drawn_background(random), [])
+
+    def _paste_face(self, scene: Scene, cutout: Cutout, random: np.random.Generator) -> None:
+        wide = random.random() < WIDE_SHARE
+        degrees = float(random.normal(0, TURN_DEGREES) if not wide else random.uniform(-1, 1) * WIDE_TURN_DEGREES)
+        placed = _place(cutout, degrees, _face_side(random), random)
+        if all(_hidden(placed.box, box) <= MOST_SHARED for _, box in scene.faces):
+            _blend(scene.image, placed, random)
+            scene.faces.append((cutout.label, placed.box))
+
+    def _paste_decoy(self, scene: Scene, random: np.random.Generator) -> None:
+        """Something pasted just as faces are that is none: a portrait upside down, or its parts shuffled."""
+        chosen = self.by_label[BARE]
+        cutout = chosen[int(random.integers(len(chosen)))]
+        image = cutout.image[::-1] if random.random() < 0.4 else _shuffled(cutout.image, random)
+        placed = _place(
+            Cutout(image, cutout.box_xyxy, IGNORED), float(random.uniform(-40, 40)), _face_side(random), random
+        )
+        if all(_hidden(placed.box, box) <= MOST_HIDDEN_BY_DECOY for _, box in scene.faces):
+            _blend(scene.image, placed, random)
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A cutout warped to the scene: pixels, how much each covers (0 to 1), and the face's box."""
+
+    pixels: npt.NDArray[np.float32]
+    cover: npt.NDArray[np.float32]
+    box: Box
+
+
+def _hidden(a: Box, b: Box) -> float:
+    """What two boxes share, as a share of the smaller one."""
+    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
+    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
+    return max(0, width) * max(0, height) / min(a[2] * a[3], b[2] * b[3])
+
+
+def _face_side(random: np.random.Generator) -> float:
+    return float(np.exp(random.uniform(math.log(SMALLEST), math.log(LARGEST))))
+
+
+def _place(cutout: Cutout, degrees: float, side: float, random: np.random.Generator) -> _Placed:
+    width, height = SIZE_WH
+    x0, y0, x1, y1 = cutout.box_xyxy
+    face_w, face_h = x1 - x0, y1 - y0
+    scale = side / max(face_w, face_h)
+    stretch = float(random.uniform(0.88, 1.12))
+    half_w, half_h = face_w * scale * stretch / 2, face_h * scale / 2
+    angle = math.radians(degrees)
+    # the box of a turned ellipse
+    box_w = math.hypot(half_w * math.cos(angle), half_h * math.sin(angle))
+    box_h = math.hypot(half_w * math.sin(angle), half_h * math.cos(angle))
+    # up to a fifth of a face may lie beyond the scene's edge
+    centre_x = float(random.uniform(0.6 * box_w, max(0.6 * box_w, width - 0.6 * box_w)))
+    centre_y = float(random.uniform(0.6 * box_h, max(0.6 * box_h, height - 0.6 * box_h)))
+    cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
+    middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+    linear = np.array([[cos * stretch, -sin], [sin * stretch, cos]])
+    matrix = np.column_stack([linear, np.array([centre_x, centre_y]) - linear @ middle])
+    # shrinking aliases, so the picture is made small first
+    shrunk, factor = cutout.image, 1.0
+    while scale * factor < 0.5 and min(shrunk.shape) > 2:
+        shrunk, factor = cv2.resize(shrunk, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), factor * 2
+    small = matrix.copy()
+    small[:, :2] *= factor
+    flags = cv2.INTER_LINEAR
+    pixels = cv2.warpAffine(shrunk, small, SIZE_WH, flags=flags, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    inside = cv2.warpAffine(np.full(shrunk.shape, 255, np.uint8), small, SIZE_WH, flags=flags)
+    cover = _cover((centre_x, centre_y), (half_w, half_h), degrees, random) * (inside / np.float32(255))
+    left, top = max(0, round(centre_x - box_w)), max(0, round(centre_y - box_h))
+    right, bottom = min(width, round(centre_x + box_w)), min(height, round(centre_y + box_h))
+    return _Placed(pixels, cover, (left, top, max(1, right - left), max(1, bottom - top)))
+
+
+def _cover(
+    centre: tuple[float, float], half_wh: tuple[float, float], degrees: float, random: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """How much of a cutout is kept: an ellipse about the face, tight to generous, with a soft edge."""
+    grow = float(random.uniform(1.05, 1.7))
+    cover = np.zeros((SIZE_WH[1], SIZE_WH[0]), np.float32)
+    axes = (max(1, round(half_wh[0] * grow)), max(1, round(half_wh[1] * grow)))
+    cv2.ellipse(cover, (round(centre[0]), round(centre[1])), axes, degrees, 0, 360, 1.0, cv2.FILLED)
+    soft = float(random.uniform(0.02, 0.12)) * max(half_wh)
+    return np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.5, soft)), dtype=np.float32)
+
+
+def _blend(image: UInt8Array, placed: _Placed, random: np.random.Generator) -> None:
+    """Lay a cutout on a scene, in place, in light that is a mixture of its own and the scene's."""
+    x, y, w, h = placed.box
+    face, under = placed.pixels[y : y + h, x : x + w], image[y : y + h, x : x + w].astype(np.float32)
+    share = float(random.uniform(0, 0.6))
+    gain = ((1 - share) * (face.std() + 1) + share * (under.std() + 1)) / (face.std() + 1)
+    level = (1 - share) * face.mean() + share * under.mean()
+    lit = (placed.pixels - face.mean()) * np.clip(gain, 0.5, 1.5) + level + float(random.normal(0, 15))
+    image[:] = np.clip(placed.cover * lit + (1 - placed.cover) * image, 0, 255).astype(np.uint8)
+
+
+def _photo_part(grey: UInt8Array, photo: Photo, random: np.random.Generator) -> Scene:
+    """A part of a photograph, at a random scale, with its faces; beyond its edge it is grey, as in a letterbox."""
+    width, height = SIZE_WH
+    fit = min(width / grey.shape[1], height / grey.shape[0])
+    scale = fit * float(np.exp(random.uniform(math.log(0.7), math.log(2.5))))
+    mirrored = random.random() < 0.5
+    size_wh = (max(1, round(grey.shape[1] * scale)), max(1, round(grey.shape[0] * scale)))
+    part = cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    left, top = (
+        round(float(random.uniform(*sorted((0, have - want))))) for have, want in zip(size_wh, SIZE_WH, strict=True)
+    )
+    matrix = np.array([[1, 0, -left], [0, 1, -top]], dtype=np.float32)
+    image = cv2.warpAffine(part, matrix, SIZE_WH, borderValue=127)
+    faces = []
+    for box, masked in zip(photo.boxes_xyxy * scale, photo.masked, strict=True):
+        x0, x1 = np.clip((box[0] - left, box[2] - left), 0, width)
+        y0, y1 = np.clip((box[1] - top, box[3] - top), 0, height)
+        if x1 <= x0 or y1 <= y0:
+            continue
+        wide, high = x1 - x0, y1 - y0
+        label = MASKED if masked else BARE
+        # what is too small, or mostly cut off by the edge, is neither a face nor none
+        if max(wide, high) < SMALLEST or min(wide, high) < LEAST_ASPECT * max(wide, high):
+            label = IGNORED
+        at = round(width - x1 if mirrored else x0), round(y0)
+        faces.append((label, (*at, max(1, round(wide)), max(1, round(high)))))
+    return Scene(np.ascontiguousarray(image[:, ::-1] if mirrored else image), faces)
+
+
+def _drawn_background(random: np.random.Generator) -> UInt8Array:
+    """Clouds of noise at several scales, with shapes, bars and edges over them."""
+    width, height = SIZE_WH
+    image = np.full((height, width), float(random.uniform(30, 220)), np.float32)
+    for cells in (3, 8, 24, 80):
+        rough = random.normal(0, random.uniform(3, 40), (cells, cells)).astype(np.float32)
+        image += cv2.resize(rough, SIZE_WH, interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(random.integers(0, 25))):
+        shade = float(random.uniform(0, 255))
+        ends = (random.uniform(0, 1, (2, 2)) * SIZE_WH).astype(int).tolist()
+        kind = int(random.integers(4))
+        if kind == 0:
+            cv2.rectangle(image, ends[0], ends[1], shade, int(random.choice((-1, 1, 3))))
+        elif kind == 1:
+            axes = random.uniform(3, 70, 2).astype(int).tolist()
+            cv2.ellipse(image, ends[0], axes, float(random.uniform(0, 180)), 0, 360, shade, -1)
+        elif kind == 2:
+            cv2.line(image, ends[0], ends[1], shade, int(random.integers(1, 9)))
+        else:
+            corners = (np.asarray(ends[0]) + random.normal(0, 40, (5, 2))).astype(np.int32)
+            cv2.fillPoly(image, [corners], shade)
+    return np.asarray(np.clip(image, 0, 255), dtype=np.uint8)
+
+
+def _shuffled(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
+    """A picture's quarters or ninths in another order."""
+    parts = int(random.choice((2, 3)))
+    h, w = (side // parts for side in image.shape)
+    tiles = [image[r * h : (r + 1) * h, c * w : (c + 1) * w] for r in range(parts) for c in range(parts)]
+    order = random.permutation(len(tiles))
+    rows = [np.hstack([tiles[order[r * parts + c]] for c in range(parts)]) for r in range(parts)]
+    return np.asarray(np.vstack(rows), dtype=np.uint8)
+
+
+def _as_photographed(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
+    """Contrast, brightness, a little blur and grain."""
+    seen = (image.astype(np.float32) - 127) * float(random.uniform(0.6, 1.3)) + 127 + float(random.normal(0, 15))
+    if random.random() < 0.3:
+        seen = cv2.GaussianBlur(seen, (0, 0), float(random.uniform(0.4, 1.4)))
+    seen = seen + random.normal(0, float(random.uniform(0, 7)), image.shape).astype(np.float32)
+    return np.asarray(np.clip(seen, 0, 255), dtype=np.uint8)

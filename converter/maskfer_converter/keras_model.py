@@ -48,7 +48,9 @@ def load_keras(path: Path, expected: tuple[Any, Any] = EXPRESSION_SHAPES) -> tup
         import tensorflow  # noqa: F401
     try:
         network = keras.models.load_model(path, compile=False, safe_mode=True)
-        shapes = (network.input_shape, network.output_shape)
+        outputs = network.output
+        named = {name: tuple(output.shape) for name, output in outputs.items()} if isinstance(outputs, dict) else None
+        shapes = (network.input_shape, named or network.output_shape)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
     if shapes != expected:

@@ -130,7 +130,9 @@ def quantize_detector(
     progress("reading scenes")
     training, validation, faces = _read_scenes(scenes, pictures, seed)
     progress("converting")
-    calibration = np.stack(training)[..., None].astype(np.float32)
+    # with a black and a white picture the input covers 0 to 255 and is the pixel itself
+    ends = [np.full((height, width), level, dtype=np.uint8) for level in (0, 255)]
+    calibration = np.stack([*training, *ends])[..., None].astype(np.float32)
     flatbuffer = convert(network, form, calibration)
     counts = {"scenes": len(training)} if form == INT8 else {}
     info = DetectorInfo(

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_converter import quantize_detector as module
+from maskfer_converter.checks import RefusedModelError
+from maskfer_converter.cli import main
+from maskfer_converter.comparison import Limits
+from maskfer_converter.inspection import inspect
+from maskfer_converter.quantize_detector import quantize_detector
+from maskfer_edge.detector import overlap
+from maskfer_edge.errors import InputError, ModelError
+from maskfer_edge.learned_detector import open_learned_detector
+from maskfer_edge.model_file import load_detector_model, load_model
+
+SIDE = 56
+SAID = {
+    "kind": "detector", "architecture": "by-brightness", "stride": 8, "input_size_wh": [320, 240],
+    "score_threshold": 0.5, "scenes": {"count": 12, "seed": 0},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Twelve scenes of one bright square each; four are for validation, and the square of one of these is ignored."""
+    folder = tmp_path_factory.mktemp("detector") / "scenes"
+    (folder / "scenes").mkdir(parents=True)
+    names, rows = [f"scenes/{number:05}.jpg" for number in range(12)], ["image,label,xmin,ymin,xmax,ymax"]
+    for number, name in enumerate(names):
+        image = np.full((240, 320), 40, np.uint8)
+        x, y = 36 + 16 * number, 28 + 8 * number
+        image[y : y + SIDE, x : x + SIDE] = 230
+        rows.append(f"{name},{'ignore' if number == 8 else 'with_mask'},{x},{y},{x + SIDE},{y + SIDE}")
+        cv2.imwrite(str(folder / name), image)
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    (folder / "scenes.json").write_text(json.dumps({"count": 12, "validation": names[8:]}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keras_detector(tmp_path_factory):
+    """Finds bright squares of `SIDE` pixels."""
+    import keras
+
+    from maskfer_trainer.keras_file import embed_metadata
+
+    layers = keras.layers
+    inputs = keras.Input((240, 320, 1), name="grey")
+    mean = layers.AveragePooling2D(SIDE, 8, padding="same")(layers.Rescaling(1 / 255)(inputs))
+    heat = layers.Conv2D(1, 1, activation="sigmoid", name="heat")
+    boxes = layers.Conv2D(4, 1, name="boxes")
+    network = keras.Model(inputs, {"heat": heat(mean), "boxes": boxes(mean)}, name="by-brightness")
+    heat.set_weights([np.full((1, 1, 1, 1), 30.0), np.array([-21.0])])
+    boxes.set_weights([np.zeros((1, 1, 1, 4)), np.array([0, 0, np.log(SIDE / 8), np.log(SIDE / 8)])])
+    folder = tmp_path_factory.mktemp("keras-detector")
+    network.save(folder / "plain.keras")
+    embed_metadata(folder / "plain.keras", folder / "model.keras", SAID)
+    return folder / "model.keras"
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory, keras_detector, scenes):
+    out = tmp_path_factory.mktemp("quantized") / "detector.tflite"
+    return out, quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))
+
+
+@pytest.fixture(autouse=True)
+def few_runs(monkeypatch):
+    monkeypatch.setattr(module, "LATENCY_RUNS", 3)
+
+
+def test_the_file_says_what_it_is(quantized):
+    info = load_detector_model(quantized[0]).info
+    assert (info.architecture, info.input_size_wh, info.stride, info.score_threshold) == (
+        "by-brightness", (320, 240), 8, 0.5,
+    )  # fmt: skip
+    assert info.quantization == {"format": "int8", "calibration": {"scenes": 8}, "seed": 0}
+    assert info.accuracy["validation scenes"]["int8"] == quantized[1].comparison.converted_f1
+
+
+def test_it_finds_what_the_network_was_made_for(quantized, scenes):
+    image = cv2.imread(str(scenes / "scenes/00003.jpg"))
+    (found,) = open_learned_detector(quantized[0])(image)
+    assert overlap(found.box, (36 + 48, 28 + 24, SIDE, SIDE)) > 0.6
+
+
+def test_what_is_ignored_counts_neither_way(quantized):
+    """Three of the four validation scenes have a face; the fourth's is found all the same."""
+    compared = quantized[1].comparison
+    assert (compared.scenes, compared.float_f1, compared.converted_f1) == (4, 1.0, 1.0)
+
+
+def test_all_checks_pass_and_the_report_lies_beside_it(quantized):
+    out, report = quantized
+    assert report.failed == []
+    said = json.loads(out.with_suffix(".report.json").read_text())
+    assert (said["calibration"], said["format"], said["comparison"]["scenes"]) == (8, "int8", 4)
+
+
+def test_the_same_arguments_give_the_same_bytes(quantized, keras_detector, scenes, tmp_path):
+    out = tmp_path / "again.tflite"
+    quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))
+    assert out.read_bytes() == quantized[0].read_bytes()
+
+
+def test_a_detector_past_the_limits_is_refused(keras_detector, scenes, tmp_path):
+    with pytest.raises(RefusedModelError, match="at most -100 points lost"):
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, limits=Limits(-100))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_is_no_expression_model(quantized):
+    with pytest.raises(ModelError, match="kind 'detector'"):
+        load_model(quantized[0])
+
+
+def test_inspect_shows_a_detector_s_metadata(quantized):
+    found = inspect(quantized[0])
+    assert (found.metadata["kind"], found.why) == ("detector", "")
+
+
+@pytest.mark.parametrize("missing", ["stride", "input_size_wh", "score_threshold"])
+def test_what_a_detector_must_say_is_asked_for(keras_detector, scenes, tmp_path, missing):
+    said = {key: value for key, value in SAID.items() if key != missing}
+    with pytest.raises(InputError, match="is no whole detector; make it with: trainer fit-detector"):
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", said, pictures=8)
+
+
+def test_too_few_scenes_are_refused(keras_detector, scenes, tmp_path):
+    with pytest.raises(InputError, match="has 8 training scenes; 9 are needed"):
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=9)
+
+
+def test_a_folder_without_scenes_is_refused(keras_detector, tmp_path):
+    with pytest.raises(InputError, match="build-scenes"):
+        quantize_detector(keras_detector, tmp_path, tmp_path / "out.tflite", SAID)
+
+
+def test_a_network_of_other_shapes_is_refused(keras_detector, scenes, tmp_path):
+    with pytest.raises(InputError, match="expected"):
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", {**SAID, "stride": 16}, pictures=8)
+
+
+def test_the_command_tells_a_detector_from_an_expression_network(run_main, keras_detector, scenes, tmp_path):
+    out = tmp_path / "model.tflite"
+    options = ["--per-class", 1, "--min-agreement", 90]
+    ran = run_main(main, "quantize", keras_detector, "--calibrate", scenes, "-o", out, *options)
+    assert (ran.code, "float F1" in ran.out, "calibrated on 7 pictures" in ran.out) == (0, True, True)
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist() == ["maskfer.json"]

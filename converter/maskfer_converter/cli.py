@@ -50,11 +50,12 @@ def quantize_command(
     from maskfer_converter.checks import RefusedModelError
     from maskfer_converter.comparison import Limits
     from maskfer_converter.keras_model import says_of_itself
-    from maskfer_converter.quantize import quantize
+    from maskfer_converter.quantize import check_request, quantize
     from maskfer_converter.quantize_detector import is_detector, quantize_detector
 
     refused = None
     limits = Limits(max_drop, min_agreement)
+    check_request(form, out, overwrite)
     said = says_of_itself(model)
     with _steps() as progress, quiet_native_libraries():
         common: dict[str, Any] = {"force": force, "overwrite": overwrite, "progress": progress}

@@ -113,10 +113,7 @@ def quantize(
         RefusedModelError: If a check failed.
     """
     limits = limits or Limits()
-    if form not in FORMATS:
-        raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
-    for path in (out, report_path(out)):
-        check_free(path, overwrite)
+    check_request(form, out, overwrite)
     info = dataset_info(dataset)
     network, said = load_keras(keras_path)
     progress("reading pictures")
@@ -165,6 +162,19 @@ def quantize(
         partial.write_bytes(content)
         partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
     return report
+
+
+def check_request(form: str, out: Path, overwrite: bool) -> None:
+    """Refuse early what could not be written at the end.
+
+    Raises:
+        InputError: If there is no such format.
+        OutputError: If the file or its report is there already or cannot be written.
+    """
+    if form not in FORMATS:
+        raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
+    for path in (out, report_path(out)):
+        check_free(path, overwrite)
 
 
 def report_path(out: Path) -> Path:

@@ -16,13 +16,13 @@ from maskfer_converter.comparison import Limits, check_limits
 from maskfer_converter.convert import FLOAT, INT8, convert
 from maskfer_converter.graph import read_graph
 from maskfer_converter.keras_model import load_keras
-from maskfer_converter.quantize import LATENCY_RUNS, report_path
+from maskfer_converter.quantize import LATENCY_RUNS, check_request, report_path
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.decoding import read_picture
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import check_free, read_bytes, whole_file
+from maskfer_edge.files import read_bytes, whole_file
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
 
@@ -117,8 +117,7 @@ def quantize_detector(
         RefusedModelError: If a check failed.
     """
     limits = limits or Limits()
-    for path in (out, report_path(out)):
-        check_free(path, overwrite)
+    check_request(form, out, overwrite)
     try:
         (width, height), stride = said["input_size_wh"], int(said["stride"])
         threshold = float(said["score_threshold"])

@@ -276,7 +276,7 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
     say(f"  faces in {meter.frames_with_faces} frames{': ' + shown if shown else ''}")
     for name, drops in health.output_drops.items():
         if drops:
-            say(f"  {name} was too slow for {drops} frames")
+            say(f"  {name} missed {drops} frames")
     for path in (settings.jsonl, settings.csv, settings.record):
         if path and Path(path).exists():
             say(f"  wrote {path}")

@@ -78,22 +78,22 @@ class OutputThread:
         """Frames that it was too slow for, or could not pass on."""
         return self.dropped + self.output.dropped
 
-    def finish(self, failed: bool) -> None:
-        """Let it write what waits (unless something failed), end the thread, and close the output.
-
-        Raises:
-            OutputError: What it raised.
-        """
+    def end(self, failed: bool) -> None:
+        """Let it write what waits, unless something failed, and end the thread."""
         with self._changed:
             if failed:
                 self._waiting.clear()
             self._closing = True
             self._changed.notify_all()
         self._thread.join(timeout=None if self._wait and not failed else CLOSING_S)
-        if self._thread.is_alive():
-            raise OutputError(f"{self.output.name} did not finish in {CLOSING_S:g} s and was left")
-        self.output.close(failed or self.error is not None)
-        if self.error:
+        if self._thread.is_alive() and self.error is None:
+            self.error = OutputError(f"{self.output.name} did not finish in {CLOSING_S:g} s and was left")
+
+    def close(self, failed: bool) -> None:
+        """Close the output, unless it hangs. Raises what it raised, now or before."""
+        if not self._thread.is_alive():
+            self.output.close(failed)
+        if self.error is not None:
             raise self.error
 
     def _run(self) -> None:
@@ -148,15 +148,15 @@ class OutputSet:
 
     def finish(self, failed: bool) -> None:
         """Close all, whichever fails; then raise the first failure, if nothing else is being raised."""
-        errors: list[Exception] = []
-        for output in self._here:
-            try:
-                output.close(failed)
-            except OutputError as error:
-                errors.append(error)
         for thread in self.threads:
+            thread.end(failed)
+        # what one of them could not write while it ended has failed for all
+        first = next((thread.error for thread in self.threads if thread.error is not None), None)
+        errors: list[Exception] = [] if first is None else [first]
+        closing = [*(output.close for output in self._here), *(thread.close for thread in self.threads)]
+        for close in closing:
             try:
-                thread.finish(failed)
+                close(failed or first is not None)
             except Exception as error:  # noqa: BLE001 (the first is raised below)
                 errors.append(error)
         if errors and not failed:

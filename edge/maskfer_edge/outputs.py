@@ -108,9 +108,9 @@ class LineFile(Output):
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
+    @abstractmethod
     def lines(self, result: FrameResult) -> str:
         """What one frame adds: whole lines, or nothing."""
-        raise NotImplementedError
 
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Write one frame's lines."""

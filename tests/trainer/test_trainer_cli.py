@@ -313,3 +313,54 @@ def test_masks_are_listed_without_dlib(run_without):
 
 def test_help_needs_no_extra(run_without):
     assert run_without("tensorflow", "trainer", "fit", "--help").code == 0
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory, portrait):
+    """The portrait, twice, with the place of its face."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    for name in ("a.png", "b.png"):
+        cv2.imwrite(str(folder / name), portrait)
+        rows.append(f"{name},without_mask,176,65,273,180")
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_evaluate_detector_prints_a_table_and_draws_the_curve(run_main, photographs, tmp_path):
+    ran = run_main(main, "evaluate-detector", "haar", photographs, "--out", tmp_path / "curve.png")
+    assert (ran.code, "false boxes a picture" in ran.out) == (0, True)
+    assert (tmp_path / "curve.png").exists()
+
+
+def test_evaluate_detector_prints_json(run_main, photographs):
+    found = json.loads(run_main(main, "evaluate-detector", "haar", photographs, "--json").out)
+    assert (found["pictures"], found["sizes"][1]["recall_bare"]) == (2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["haar", "none"], "none"),
+        (["none.tflite", "."], "none.tflite cannot be read"),
+        (["haar", ".", "--half", "third"], "--half takes all, tuning or testing"),
+        (["haar", ".", "--threshold", 0.5], "--threshold is of the learned detector alone"),
+        (["yunet", "."], "yunet"),
+    ],
+)
+def test_evaluate_detector_says_in_one_line_what_is_wrong(run_main, monkeypatch, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    ran = run_main(main, "evaluate-detector", *arguments)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert said in ran.err
+
+
+def test_scenes_are_made_of_portraits(run_main, photographs, tmp_path):
+    ran = run_main(main, "build-scenes", photographs, tmp_path / "scenes", "--count", 3, "--workers", 1, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["count"] == len(list((tmp_path / "scenes/scenes").iterdir())) == 3
+
+
+def test_fit_detector_needs_scenes(run_main, tmp_path):
+    ran = run_main(main, "fit-detector", tmp_path, "--out", tmp_path / "run")
+    assert (ran.code, ran.err.splitlines()[-1].count("build-scenes")) == (1, 1)

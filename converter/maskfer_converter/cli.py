@@ -42,6 +42,10 @@ def quantize_command(
     seed: Annotated[int, typer.Option(help="Of the choice of calibration pictures.")] = 0,
     max_drop: MaxDrop = 0.5,
     min_agreement: MinAgreement = 97.0,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Score from which a detector believes a face. Default: as training chose."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write a model that fails its checks.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json_: Json = False,
@@ -63,7 +67,9 @@ def quantize_command(
         try:
             if is_detector(said):
                 pictures = per_class * len(LABELS)
-                report = quantize_detector(model, calibrate, out, said, form, pictures, seed, limits, **common)
+                report = quantize_detector(
+                    model, calibrate, out, said, form, pictures, seed, limits, threshold=threshold, **common
+                )
             else:
                 report = quantize(model, calibrate, out, form, per_class, seed, limits, **common)
         except RefusedModelError as error:

@@ -92,6 +92,7 @@ def quantize_detector(
     seed: int = 0,
     limits: Limits | None = None,
     *,
+    threshold: float | None = None,
     force: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda step: None,
@@ -107,6 +108,7 @@ def quantize_detector(
         pictures: Scenes to calibrate on.
         seed: Of their choice.
         limits: How far the file may fall behind the network: F1 in points, boxes of 100 that both have.
+        threshold: Score, 0 to 1, from which the file believes a face; None: the one that training chose.
         force: Whether a file that fails is written all the same.
         overwrite: Whether an existing `out`, and its report, are replaced.
         progress: Takes the name of each step.
@@ -120,7 +122,7 @@ def quantize_detector(
     check_request(form, out, overwrite)
     try:
         (width, height), stride = said["input_size_wh"], int(said["stride"])
-        threshold = float(said["score_threshold"])
+        threshold = float(said["score_threshold"] if threshold is None else threshold)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{keras_path} is no whole detector; make it with: trainer fit-detector") from None
     cells = (height // stride, width // stride)

@@ -148,8 +148,9 @@ def test_a_network_of_other_shapes_is_refused(keras_detector, scenes, tmp_path):
 
 def test_the_command_tells_a_detector_from_an_expression_network(run_main, keras_detector, scenes, tmp_path):
     out = tmp_path / "model.tflite"
-    options = ["--per-class", 1, "--min-agreement", 90]
+    options = ["--per-class", 1, "--min-agreement", 90, "--threshold", 0.6]
     ran = run_main(main, "quantize", keras_detector, "--calibrate", scenes, "-o", out, *options)
     assert (ran.code, "float F1" in ran.out, "calibrated on 7 pictures" in ran.out) == (0, True, True)
+    assert load_detector_model(out).info.score_threshold == 0.6
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == ["maskfer.json"]

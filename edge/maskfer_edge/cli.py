@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
 
 ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
-DetectorOption = Annotated[str, typer.Option(help="What finds the faces: haar, learned or yunet.")]
+DetectorOption = Annotated[str, typer.Option(help="What finds the faces: learned, haar or yunet.")]
 DetectorModelOption = Annotated[
     Path | None, typer.Option(help="Model file of the learned detector, or YuNet's .onnx. Default: the bundled one.")
 ]
@@ -200,7 +200,7 @@ def run_settings(config: Path | None, given: dict[str, Any]) -> RunSettings:
 def predict_command(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures.")],
     model: ModelOption = None,
-    detector: DetectorOption = "haar",
+    detector: DetectorOption = "learned",
     detector_model: DetectorModelOption = None,
     crop: Annotated[bool, typer.Option("--crop", help="The pictures are face crops: look for no faces.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

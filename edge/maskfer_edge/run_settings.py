@@ -28,7 +28,7 @@ class RunSettings:
     runtime: str = _said("auto", "TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")
     threads: int = _said(1, "Of the network; more than one slows a small one down.")
     mirror: bool = _said(True, "Ask about each face's mirror image as well: surer, twice the time.")
-    detector: str = _said("haar", "What finds the faces: haar, learned or yunet.")
+    detector: str = _said("learned", "What finds the faces: learned, haar or yunet.")
     detector_model: str = _said("", "Model file of the learned detector, or YuNet's .onnx.")
     detect_every: int = _said(3, "Look for faces in every so many frames of a video; between, they move on.")
     search_side: int = _said(640, "Longest side in pixels at which faces are looked for.")

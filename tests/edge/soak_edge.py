@@ -19,7 +19,7 @@ from maskfer_edge.board import memory_mb
 from maskfer_edge.cameras import Camera, FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import open_classifier
-from maskfer_edge.detector import Detection, FakeDetector, HaarDetector
+from maskfer_edge.detector import Detection, FakeDetector, open_detector
 from maskfer_edge.errors import CameraError
 from maskfer_edge.loop import Pipeline, results
 from maskfer_edge.outputs import FakeOutput
@@ -52,7 +52,7 @@ class Counting(FakeOutput):
 def age(seconds=600):
     with open_camera("demo") as camera:
         images = [frame.image for frame in iter(camera.read, None)]
-    pipeline = Pipeline(HaarDetector(), open_classifier(None), Tracker(), detect_every=3)
+    pipeline = Pipeline(open_detector("learned"), open_classifier(None), Tracker(), detect_every=3)
     pipeline.detect_in_background()
     ages, intervals, before = [], [], None
     started = time.monotonic()

@@ -71,10 +71,10 @@ def test_run_finds_the_face_of_the_demonstration(edge):
 
 
 def test_what_the_network_is_not_sure_of_is_unsure(edge, portrait):
-    _, out, err = edge(*RUN_DEMO, "--max-frames", 2, "--jsonl", "-", "--min-confidence", 1)
+    _, out, err = edge(*RUN_DEMO, "--max-frames", 2, "--jsonl", "-", "--min-confidence", 1, "--detector", "haar")
     assert {face["expression"] for line in json_lines(out) for face in line["faces"]} == {"Unsure"}
     assert "Unsure 2" in err
-    assert "Unsure" in edge("predict", portrait, "--min-confidence", 1)[1]
+    assert "Unsure" in edge("predict", portrait, "--min-confidence", 1, "--detector", "haar")[1]
 
 
 def test_run_sums_up_on_stderr(edge):
@@ -164,7 +164,7 @@ def test_a_source_without_a_face_ends_with_status_1(edge, black):
 
 
 def test_predict_prints_a_line_a_face(edge, portrait):
-    status, out, err = edge("predict", portrait)
+    status, out, err = edge("predict", portrait, "--detector", "haar")
     assert (status, out.count("\n"), err) == (0, 1, "")
     assert str(portrait) in out and any(label in out for label in LABELS)
 
@@ -176,7 +176,7 @@ def test_predict_without_a_face_ends_with_status_1(edge, black):
 
 
 def test_predict_goes_on_after_a_picture_without_a_face(edge, black, portrait):
-    status, out, _ = edge("predict", black, portrait)
+    status, out, _ = edge("predict", black, portrait, "--detector", "haar")
     assert (status, out.count("\n")) == (0, 1)
 
 

@@ -456,3 +456,13 @@ def test_a_bundled_model_is_taken_if_none_is_named(monkeypatch, flatbuffer, tmp_
     (tmp_path / "data" / learned_detector.DEFAULT_DETECTOR).write_bytes(pack(flatbuffer, info()))
     monkeypatch.setattr(learned_detector, "files", lambda _: tmp_path)
     assert open_learned_detector().model.name.startswith(os.fspath(tmp_path))
+
+
+def test_the_bundled_detector_finds_the_masked_face_of_the_demonstration():
+    from maskfer_edge.sources import open_camera
+
+    with open_camera("demo") as camera:
+        surest = max(open_learned_detector()(camera.read().image), key=lambda detection: detection.score)
+    x, y, w, h = surest.box
+    assert x < 238 < x + w
+    assert y < 177 < y + h

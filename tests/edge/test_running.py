@@ -26,7 +26,7 @@ def test_a_run_gives_a_result_a_frame():
 
 
 def test_settings_reach_the_pipeline():
-    made, _ = run(detect_every=5, budget_ms=7.0, search_side=320, min_confidence=0.3, mirror=False)
+    made, _ = run(detector="haar", detect_every=5, budget_ms=7.0, search_side=320, min_confidence=0.3, mirror=False)
     pipeline = made.pipeline
     assert (pipeline.detect_every, pipeline.budget_ms, pipeline.detector.search_side) == (5, 7.0, 320)
     assert (pipeline.tracker.min_confidence, pipeline.classifier.mirror) == (0.3, False)

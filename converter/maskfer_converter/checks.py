@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -36,14 +35,16 @@ class Check:
     found: str = ""
 
 
-class Report(Protocol):
-    """What a conversion found: the path of the file, and the checks that did not pass."""
+class Checked:
+    """Base of what is found of a model: `model`, the path of its file, and `checks`, all that was looked at."""
+
+    model: str
+    checks: list[Check]
 
     @property
-    def model(self) -> str: ...  # noqa: D102
-
-    @property
-    def failed(self) -> list[Check]: ...  # noqa: D102
+    def failed(self) -> list[Check]:
+        """The checks that did not pass."""
+        return [check for check in self.checks if not check.passed]
 
 
 class RefusedModelError(ModelError):
@@ -53,7 +54,7 @@ class RefusedModelError(ModelError):
         report: What was found.
     """
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Checked) -> None:
         super().__init__(f"{report.model} was not written: {failures(report.failed)}; --force writes it all the same")
         self.report = report
 

@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from maskfer_converter.benchmark import Benchmark, benchmark
 from maskfer_converter.calibration import calibration_pictures
-from maskfer_converter.checks import Check, RefusedModelError, check_graph, check_runtimes
+from maskfer_converter.checks import Check, Checked, RefusedModelError, check_graph, check_runtimes
 from maskfer_converter.comparison import (
     Comparison,
     Limits,
@@ -43,7 +44,7 @@ LATENCY_RUNS = 200
 
 
 @dataclass(frozen=True)
-class QuantizeReport:
+class QuantizeReport(Checked):
     """The proof of a converted model; what is written beside it as JSON.
 
     Attributes:
@@ -69,11 +70,6 @@ class QuantizeReport:
     layers: list[LayerNoise]
     latency: Benchmark
     checks: list[Check]
-
-    @property
-    def failed(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
 
 
 def quantize(
@@ -156,11 +152,7 @@ def quantize(
     report = QuantizeReport(
         str(out), form, len(content), graph.multiply_accumulates, counts, seed, comparison, layers, latency, checks
     )
-    if report.failed and not force:
-        raise RefusedModelError(report)
-    with whole_file(out, overwrite) as partial, whole_file(report_path(out), overwrite) as partial_report:
-        partial.write_bytes(content)
-        partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    write_checked(out, content, report, force=force, overwrite=overwrite)
     return report
 
 
@@ -175,6 +167,20 @@ def check_request(form: str, out: Path, overwrite: bool) -> None:
         raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
     for path in (out, report_path(out)):
         check_free(path, overwrite)
+
+
+def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwrite: bool) -> None:
+    """Write a model and its report (a dataclass that is `Checked`), both or neither.
+
+    Raises:
+        RefusedModelError: If a check failed and `force` is not given.
+        OutputError: If they cannot be written.
+    """
+    if report.failed and not force:
+        raise RefusedModelError(report)
+    with whole_file(out, overwrite) as partial, whole_file(report_path(out), overwrite) as partial_report:
+        partial.write_bytes(content)
+        partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
 
 
 def report_path(out: Path) -> Path:

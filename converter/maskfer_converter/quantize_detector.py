@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maskfer_converter.benchmark import Benchmark, benchmark
-from maskfer_converter.checks import Check, RefusedModelError, check_graph, check_runtimes
+from maskfer_converter.checks import Check, Checked, check_graph, check_runtimes
 from maskfer_converter.comparison import Limits, check_limits
 from maskfer_converter.convert import FLOAT, INT8, convert
 from maskfer_converter.graph import read_graph
 from maskfer_converter.keras_model import load_keras
-from maskfer_converter.quantize import LATENCY_RUNS, check_request, report_path
+from maskfer_converter.quantize import LATENCY_RUNS, check_request, write_checked
 from maskfer_edge.contract import UInt8Array
-from maskfer_edge.decoding import read_picture
-from maskfer_edge.dependencies import cv2
+from maskfer_edge.decoding import read_grey
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes, whole_file
+from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
 
@@ -51,7 +50,7 @@ class DetectorComparison:
 
 
 @dataclass(frozen=True)
-class DetectorReport:
+class DetectorReport(Checked):
     """The proof of a converted detector; what is written beside it as JSON.
 
     Attributes:
@@ -75,11 +74,6 @@ class DetectorReport:
     comparison: DetectorComparison
     latency: Benchmark
     checks: list[Check]
-
-    @property
-    def failed(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
 
 
 def quantize_detector(
@@ -162,11 +156,7 @@ def quantize_detector(
     report = DetectorReport(
         str(out), form, len(content), graph.multiply_accumulates, sum(counts.values()), seed, compared, latency, checks
     )
-    if report.failed and not force:
-        raise RefusedModelError(report)
-    with whole_file(out, overwrite) as partial, whole_file(report_path(out), overwrite) as partial_report:
-        partial.write_bytes(content)
-        partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
+    write_checked(out, content, report, force=force, overwrite=overwrite)
     return report
 
 
@@ -193,12 +183,8 @@ def _read_scenes(
             x0, y0, x1, y1 = map(int, sides)
             boxes[name].append((label != "ignore", (x0, y0, x1 - x0, y1 - y0)))
     chosen = np.random.default_rng(seed).permutation(len(names))[:pictures]
-    training = [_read_grey(scenes / names[i]) for i in chosen]
-    return training, [_read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]
-
-
-def _read_grey(path: Path) -> UInt8Array:
-    return np.asarray(cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2GRAY), dtype=np.uint8)
+    training = [read_grey(scenes / names[i]) for i in chosen]
+    return training, [read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]
 
 
 def _compare(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maskfer_converter.checks import Check, check_graph, check_runtimes
+from maskfer_converter.checks import Check, Checked, check_graph, check_runtimes
 from maskfer_converter.comparison import Limits, check_classes, check_limits, classes_by_file, scores_finite
 from maskfer_converter.convert import FORMATS, INT8
 from maskfer_converter.graph import read_graph
@@ -17,7 +17,7 @@ from maskfer_edge.model_file import ModelInfo, load_model
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Checked):
     """What was found.
 
     Attributes:
@@ -31,11 +31,6 @@ class Verification:
     accuracy: dict[str, float]
     same_pictures: bool
     checks: list[Check]
-
-    @property
-    def failed(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
 
 
 def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verification:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import abstractmethod
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,33 @@ STREAM_SCHEMES = ("rtsp://", "rtsps://", "http://", "https://")
 STREAM_OPEN_MS, STREAM_READ_MS = 5000, 2000
 
 
-class UsbCamera(Camera):
-    """A USB or built-in camera, by V4L2."""
+class _CaptureCamera(Camera):
+    """What OpenCV captures live; `_capture` is opened by who inherits."""
 
     live = endless = True
+    _capture: Any
+    _index = 0
+
+    @abstractmethod
+    def _ended(self) -> str:
+        """What to say when no frame comes."""
+
+    def read(self) -> Frame | None:
+        """The next frame."""
+        good, image = self._capture.read()
+        if not good:
+            raise CameraError(self._ended())
+        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, time.time())
+        self._index += 1
+        return frame
+
+    def close(self) -> None:
+        """Let the camera go."""
+        self._capture.release()
+
+
+class UsbCamera(_CaptureCamera):
+    """A USB or built-in camera, by V4L2."""
 
     def __init__(self, device: int | str, size_wh: tuple[int, int] | None = None, fps: float = 0.0) -> None:
         """Open it.
@@ -51,26 +75,13 @@ class UsbCamera(Camera):
             self._capture.set(cv2.CAP_PROP_FPS, fps)
         said = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(said) if 1 <= said <= 240 else 30.0
-        self._index = 0
 
-    def read(self) -> Frame | None:
-        """The next frame."""
-        good, image = self._capture.read()
-        if not good:
-            raise CameraError(f"camera {self.name} gives no more frames; is it unplugged?")
-        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, time.time())
-        self._index += 1
-        return frame
-
-    def close(self) -> None:
-        """Let the camera go."""
-        self._capture.release()
+    def _ended(self) -> str:
+        return f"camera {self.name} gives no more frames; is it unplugged?"
 
 
-class NetworkStream(Camera):
+class NetworkStream(_CaptureCamera):
     """A camera on the network: RTSP, or MJPEG and the like over HTTP."""
-
-    live = endless = True
 
     def __init__(self, url: str) -> None:
         """Connect. Raises CameraError if nothing answers in time."""
@@ -87,20 +98,9 @@ class NetworkStream(Camera):
             )
         said = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(said) if np.isfinite(said) and 1 <= said <= 240 else 25.0
-        self._index = 0
 
-    def read(self) -> Frame | None:
-        """The next frame."""
-        good, image = self._capture.read()
-        if not good:
-            raise CameraError(f"stream {self.name} gives no more frames")
-        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, time.time())
-        self._index += 1
-        return frame
-
-    def close(self) -> None:
-        """Hang up."""
-        self._capture.release()
+    def _ended(self) -> str:
+        return f"stream {self.name} gives no more frames"
 
 
 class PiCamera(Camera):

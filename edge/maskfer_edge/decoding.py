@@ -98,3 +98,8 @@ def _on_white(image: UInt8Array, data: bytes) -> UInt8Array:
 def read_picture(path: Path) -> UInt8Array:
     """Read a picture file: (height, width, 3) uint8, B,G,R. Raises InputError as `decode` does."""
     return decode(read_bytes(path), str(path))
+
+
+def read_grey(path: Path) -> UInt8Array:
+    """Read a picture file: (height, width) uint8 grey. Raises InputError as `decode` does."""
+    return np.asarray(cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2GRAY), dtype=np.uint8)

@@ -204,8 +204,6 @@ def results(
         taking.finish(failed)
 
 
-def use_cores(spare: int = 1) -> int:
-    """Leave `spare` cores of this machine to the camera and the outputs: the rest, at least one, is OpenCV's."""
-    cores = max(1, len(os.sched_getaffinity(0)) - spare)
-    cv2.setNumThreads(cores)
-    return cores
+def spare_a_core() -> None:
+    """Leave one core of this machine to the camera and the outputs: the rest, at least one, is OpenCV's."""
+    cv2.setNumThreads(max(1, len(os.sched_getaffinity(0)) - 1))

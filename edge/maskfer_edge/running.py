@@ -21,7 +21,7 @@ from maskfer_edge.detector import open_detector
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import HealthMeter
-from maskfer_edge.loop import Pipeline, results, use_cores
+from maskfer_edge.loop import Pipeline, results, spare_a_core
 from maskfer_edge.metrics import MetricsServer
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
@@ -100,7 +100,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Ru
         elif camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
-            use_cores()
+            spare_a_core()
         # never for a file: its results are to be the same each time, whatever the machine does meanwhile
         if camera.live and camera.moving and len(os.sched_getaffinity(0)) > 1:
             pipeline.detect_in_background()

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import FloatArray, UInt8Array
+from maskfer_edge.decoding import read_grey
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
@@ -20,7 +21,7 @@ from maskfer_edge.learned_detector import decode
 from maskfer_trainer.detector_network import STRIDE, DetectorLoss, build_detector, joined, targets
 from maskfer_trainer.keras_file import embed_metadata
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
-from maskfer_trainer.scenes import IGNORED, SIZE_WH, read_grey
+from maskfer_trainer.scenes import IGNORED, SIZE_WH
 
 WARM_UP = 0.05  # share of all steps
 # Thresholds that are tried on the validation scenes.
@@ -128,7 +129,7 @@ def fit_detector(
         make_run(run, config)
     folder = RunFolder(run, history)
     folder.set_model(model)
-    averaged = _weights_of(model)
+    averaged, wanted = _weights_of(model), _targets_of(validation)
     for epoch in range(done, settings.epochs):
         losses = []
         for batch in _batches(training, settings, epoch):
@@ -140,7 +141,7 @@ def fit_detector(
         model.set_weights(averaged)  # these are judged and kept
         maps = predict_maps(model, validation.images)
         f1, threshold = best_threshold(maps, validation)
-        val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(_targets_of(validation), maps)))
+        val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
         logs = {"loss": float(np.mean(losses)), "accuracy": f1, "val_loss": val_loss, "val_accuracy": f1}
         say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
         folder.on_epoch_end(epoch, {**logs, "threshold": threshold})

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import UInt8Array
-from maskfer_edge.decoding import read_picture
+from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
@@ -161,11 +161,6 @@ def _as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
     writer.writerow(("image", "label", "xmin", "ymin", "xmax", "ymax"))
     writer.writerows(rows)
     return text.getvalue()
-
-
-def read_grey(path: Path) -> UInt8Array:
-    """A picture file as (h, w) uint8 grey. Raises InputError if it cannot be read."""
-    return np.asarray(cv2.cvtColor(read_picture(path), cv2.COLOR_BGR2GRAY), dtype=np.uint8)
 
 
 def _cut_out(photo: Photo, seed: int) -> list[Cutout]:

@@ -35,6 +35,7 @@ ROUNDS = 2
 REALTIME_FRAMES = 100
 # The cascade's arguments in the paper's listing.
 NAIVE_SCALE, NAIVE_NEIGHBORS = 1.3, 5
+NAIVE_CASCADE = "frontalface_default"
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ def naive_loop(frames: Sequence[Frame], classifier: Classifier) -> None:
         classifier: With the paper's network, in float, without mirror images.
     """
     # the paper's cascade looks at the whole frame and has no smallest face but its own window
-    detector = HaarDetector(NAIVE_SCALE, NAIVE_NEIGHBORS, min_face=24, search_side=max(frames[0].image.shape))
+    side = max(frames[0].image.shape)
+    detector = HaarDetector(NAIVE_SCALE, NAIVE_NEIGHBORS, 24, side, cascade=NAIVE_CASCADE, equalisation="none")
     for frame in frames:
         found = [(d, classifier(preprocess(frame.image, d.box))) for d in detector(frame.image)]
         faces = tuple(face_result(i, d.box, d.score, scores) for i, (d, scores) in enumerate(found))

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ SAME_FACE = 0.4
 YUNET_THRESHOLD = 0.6
 
 Box = tuple[int, int, int, int]
+Equalisation = Literal["none", "histogram", "clahe"]
 
 
 @dataclass(frozen=True)
@@ -71,48 +72,66 @@ class FakeDetector(Detector):
 
 
 class HaarDetector(Detector):
-    """OpenCV's frontal face cascade (Viola and Jones 2001), the paper's detector.
+    """OpenCV's frontal face cascades (Viola and Jones 2001); the paper uses the one named ``frontalface_default``.
 
-    Built for bare faces: it finds about a third of masked ones.
+    Built for bare faces: they find about a third of masked ones. The settings are the best of 108 at that one's speed
+    (docs/detecting.md).
     """
 
     name = "haar"
 
     def __init__(
-        self, scale_factor: float = 1.1, min_neighbors: int = 3, min_face: int = 40, search_side: int = SEARCH_SIDE
+        self,
+        scale_factor: float = 1.1,
+        min_neighbors: int = 2,
+        min_face: int = 40,
+        search_side: int = SEARCH_SIDE,
+        cascade: str = "frontalface_alt2",
+        equalisation: Equalisation = "clahe",
     ) -> None:
-        """Load the cascade that comes with OpenCV.
+        """Load a cascade that comes with OpenCV.
 
         Args:
             scale_factor: Between one search size and the next.
             min_neighbors: Windows that must agree on a face.
             min_face: Smallest face in pixels of the frame as searched.
             search_side: Longest side in pixels of the frame as searched.
+            cascade: Name of OpenCV's file, without ``haarcascade_``.
+            equalisation: How a picture's contrast is evened out first: ``histogram`` over all of it, ``clahe``
+                (limited, over 8 by 8 parts), or ``none``.
 
         Raises:
-            DependencyError: If this OpenCV ships no cascade (Debian's python3-opencv keeps it apart).
+            DependencyError: If this OpenCV does not ship the cascade (Debian's python3-opencv keeps it apart).
         """
         self.scale_factor, self.min_neighbors, self.min_face = scale_factor, min_neighbors, min_face
-        self.search_side = search_side
+        self.search_side, self.cascade, self.equalisation = search_side, cascade, equalisation
+        self._clahe = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
         folders = [Path(cv2.data.haarcascades)] if hasattr(cv2, "data") else []
         folders.append(Path("/usr/share/opencv4/haarcascades"))
-        paths = [folder / "haarcascade_frontalface_default.xml" for folder in folders]
+        paths = [folder / f"haarcascade_{cascade}.xml" for folder in folders]
         found = next((path for path in paths if path.is_file()), None)
         self._cascade: Any = cv2.CascadeClassifier(str(found)) if found else None
         if self._cascade is None or self._cascade.empty():
-            raise DependencyError("OpenCV's Haar cascade is missing; run: sudo apt install -y opencv-data")
+            raise DependencyError(f"OpenCV's Haar cascade {cascade!r} is missing; run: sudo apt install -y opencv-data")
 
     def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find faces; `score` is how many windows agreed."""
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+        grey, shrink = _shrunk(grey, self.search_side)
+        if self.equalisation != "none":
+            evened = cv2.equalizeHist(grey) if self.equalisation == "histogram" else self._clahe.apply(grey)
+            grey = np.asarray(evened, dtype=np.uint8)
         if not near:
-            return self._search(grey, self.search_side, 0, 0)
-        found: list[Detection] = []
-        for box in near:
-            found += [d for d in self._search_near(grey, box) if all(overlap(d.box, f.box) < SAME_FACE for f in found)]
-        return found
+            found = self._search(grey, self.min_face, 0)
+        else:
+            found = []
+            for x, y, w, h in near:
+                for detection in self._search_near(grey, (x / shrink, y / shrink, w / shrink, h / shrink)):
+                    if all(overlap(detection.box, other.box) < SAME_FACE for other in found):
+                        found.append(detection)
+        return [Detection(_scaled(d.box, shrink), d.score) for d in found]
 
-    def _search_near(self, grey: UInt8Array, box: Box) -> list[Detection]:
+    def _search_near(self, grey: UInt8Array, box: tuple[float, float, float, float]) -> list[Detection]:
         """Look for a face of about that size around a box."""
         x, y, w, h = box
         side = max(w, h)
@@ -120,32 +139,40 @@ class HaarDetector(Detector):
         part = grey[top : max(0, round(y + h + side * AROUND)), left : max(0, round(x + w + side * AROUND))]
         if min(part.shape) < 2:
             return []
-        # the cascade's own window is 24 pixels; at twice that a face is found as well as at any size
-        search_side = min(self.search_side, max(part.shape) * NEAR_FACE / side)
-        limits = tuple(side * share for share in NEAR_SIZES)
-        found = self._search(part, search_side, *limits)
-        return [Detection((d.box[0] + left, d.box[1] + top, *d.box[2:]), d.score) for d in found]
+        # the cascade's own window is 20 pixels; at twice to thrice that a face is found as well as at any size
+        part, shrink = _shrunk(part, max(part.shape) * NEAR_FACE / side)
+        found = self._search(part, *(round(side * share / shrink) for share in NEAR_SIZES))
+        moved = [(*_scaled(d.box, shrink), d.score) for d in found]
+        return [Detection((x + left, y + top, w, h), score) for x, y, w, h, score in moved]
 
-    def _search(self, grey: UInt8Array, search_side: float, least: float, most: float) -> list[Detection]:
-        """Faces of a grey picture, between `least` and `most` of its pixels wide; 0: `min_face`, and any."""
-        height, width = grey.shape
-        shrink = max(1.0, max(height, width) / search_side)
-        if shrink > 1:
-            size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
-            grey = cv2.resize(grey, size_wh, interpolation=cv2.INTER_AREA)
-        smallest = round(least / shrink) if least else self.min_face
-        largest = round(most / shrink)
+    def _search(self, grey: UInt8Array, least: int, most: int) -> list[Detection]:
+        """Faces between `least` and `most` pixels wide; most 0: of any size."""
         boxes, counts = self._cascade.detectMultiScale2(
             grey,
             scaleFactor=self.scale_factor,
             minNeighbors=self.min_neighbors,
-            minSize=(smallest, smallest),
-            maxSize=(largest, largest),
+            minSize=(least, least),
+            maxSize=(most, most),
         )
         return [
             Detection((int(x), int(y), int(w), int(h)), float(count))
-            for (x, y, w, h), count in zip(np.round(np.reshape(boxes, (-1, 4)) * shrink), np.ravel(counts), strict=True)
+            for (x, y, w, h), count in zip(np.reshape(boxes, (-1, 4)), np.ravel(counts), strict=True)
         ]
+
+
+def _shrunk(image: UInt8Array, most_side: float) -> tuple[UInt8Array, float]:
+    """A picture no longer or wider than `most_side` pixels, and how many times smaller it is than it was."""
+    height, width = image.shape[:2]
+    shrink = max(1.0, max(height, width) / most_side)
+    if shrink > 1:
+        size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
+        image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    return image, shrink
+
+
+def _scaled(box: Box, factor: float) -> Box:
+    x, y, w, h = (round(side * factor) for side in box)
+    return x, y, w, h
 
 
 class YunetDetector(Detector):
@@ -186,12 +213,9 @@ class YunetDetector(Detector):
 
     def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find faces everywhere; `score` is from 0 to 1. Raises ModelError if the file is another network's."""
-        height, width = image.shape[:2]
-        shrink = max(1.0, max(height, width) / self.search_side)
-        size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
-        smaller = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA) if shrink > 1 else image
+        smaller, shrink = _shrunk(image, self.search_side)
         try:
-            self._network.setInputSize(size_wh)
+            self._network.setInputSize(smaller.shape[1::-1])
             _, found = self._network.detect(cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR) if smaller.ndim == 2 else smaller)
         except cv2.error as error:
             raise self._refused(error) from error

@@ -61,14 +61,16 @@ def test_the_naive_loop_searches_every_whole_frame(monkeypatch):
 
     class Detector(module.HaarDetector):
         def __call__(self, image, near=()):
-            seen.append((image.shape, self.scale_factor, self.min_neighbors, self.search_side))
+            seen.append(
+                (image.shape, self.scale_factor, self.min_neighbors, self.search_side, self.cascade, self.equalisation)
+            )
             return super().__call__(image, near)
 
     monkeypatch.setattr(module, "HaarDetector", Detector)
     with open_camera("demo") as camera:
         frames = [camera.read() for _ in range(3)]
     naive_loop(frames, Classifier(default_model(), mirror=False))
-    assert seen == [((360, 480, 3), 1.3, 5, 480)] * 3
+    assert seen == [((360, 480, 3), 1.3, 5, 480, "frontalface_default", "none")] * 3
 
 
 def test_opencv_s_threads_are_as_before(monkeypatch, bundled):

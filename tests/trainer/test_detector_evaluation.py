@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.detector import Detection, Detector, HaarDetector
+from maskfer_edge.detector import Detection, Detector, HaarDetector, open_detector
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_trainer.detector_evaluation import (
     as_text,
@@ -271,11 +271,12 @@ def test_no_photographs_are_refused():
         evaluate_detector(Told(), [])
 
 
-@pytest.mark.parametrize("size_wh", [(1, 1), (2000, 3)])
-def test_odd_pictures_are_searched(tmp_path, size_wh):
+@pytest.mark.parametrize("name", ["haar", "learned"])
+@pytest.mark.parametrize("size_wh", [(1, 1), (2000, 3), (8000, 8000)])
+def test_odd_pictures_are_searched(tmp_path, name, size_wh):
     cv2.imwrite(str(tmp_path / "0.png"), np.zeros((size_wh[1], size_wh[0], 3), np.uint8))
     (tmp_path / "boxes.csv").write_text(f"{LABELLED}\n0.png,with_mask,0,0,1,1\n")
-    done = evaluate_detector(HaarDetector(), read_photos(tmp_path))
+    done = evaluate_detector(open_detector(name), read_photos(tmp_path))
     assert (done.pictures, done.false_boxes) == (1, 0.0)
 
 

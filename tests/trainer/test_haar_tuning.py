@@ -5,34 +5,26 @@ import numpy as np
 import pytest
 
 from maskfer_edge.detector import HaarDetector, overlap
-from maskfer_edge.errors import DependencyError, InputError
+from maskfer_edge.errors import InputError
 from maskfer_trainer import detector_evaluation
 from maskfer_trainer.detector_evaluation import half, read_photos
-from maskfer_trainer.haar_tuning import CASCADES, MIN_NEIGHBORS, HaarTrial, HaarVariant, best_trial, tune_haar
+from maskfer_trainer.haar_tuning import CASCADES, MIN_NEIGHBORS, HaarTrial, best_trial, tune_haar
 
 LABELLED = "image,label,xmin,ymin,xmax,ymax"
 
 
 @pytest.mark.parametrize("cascade", CASCADES)
 def test_more_neighbours_drop_only_what_fewer_agree_on(portrait, cascade):
-    few, many = (HaarVariant(cascade, "histogram", 1.1, n)(portrait) for n in (2, 5))
+    few, many = (HaarDetector(1.1, n, cascade=cascade, equalisation="histogram")(portrait) for n in (2, 5))
     assert sorted(many, key=lambda d: d.box) == sorted((d for d in few if d.score > 5), key=lambda d: d.box)
     assert many
 
 
-def test_the_variant_is_by_default_the_runtimes_detector(portrait):
-    assert HaarVariant()(portrait) == HaarDetector()(portrait)
-
-
 @pytest.mark.parametrize(("equalisation", "finds"), [("none", False), ("histogram", True), ("clahe", True)])
 def test_evened_out_contrast_shows_a_face_in_the_dark(portrait, equalisation, finds):
-    detections = HaarVariant(equalisation=equalisation)((portrait // 12).astype(np.uint8))
+    detector = HaarDetector(1.1, 3, cascade=CASCADES[0], equalisation=equalisation)
+    detections = detector((portrait // 12).astype(np.uint8))
     assert any(overlap(d.box, (176, 65, 97, 97)) > 0.5 for d in detections) == finds
-
-
-def test_a_cascade_that_is_not_there():
-    with pytest.raises(DependencyError, match="OpenCV ships no cascade 'frontalface_none'"):
-        HaarVariant("frontalface_none")
 
 
 def test_only_the_tuning_half_is_looked_at(tmp_path, portrait, monkeypatch):

@@ -249,6 +249,7 @@ def fit_detector_command(
     seed: Annotated[int, typer.Option(help="Of weights, order and changes.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
+    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
     """Train the face detector on SCENES, with live curves in OUT/curves.png."""
@@ -260,7 +261,7 @@ def fit_detector_command(
         device = describe()
     settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
     say(device)
-    print_result(str(fit_detector(scenes, out, settings, resume=resume, say=say)))
+    print_result(str(fit_detector(scenes, out, settings, initial=initial, resume=resume, say=say)))
 
 
 @app.command("evaluate-detector")

@@ -35,7 +35,8 @@ def build_detector() -> Model:
     """
     inputs = Input((SIZE_WH[1], SIZE_WH[0], 1), name="grey")
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
-    x = _convolve(_convolve(x, 8, stride=2), 16, stride=2)
+    # by 2×2 first: with one channel in, an integer kernel spends as much on each of 3×3 places as on eight channels
+    x = _convolve(_convolve(x, 8, stride=2, kernel=2), 16, stride=2)
     fine = _residual(_convolve(x, 32, stride=2), 32, convolutions=1)
     middle = _residual(_convolve(fine, 48, stride=2), 48, convolutions=2)
     coarse = _residual(_convolve(middle, 64, stride=2), 64, convolutions=2)
@@ -63,7 +64,8 @@ def _residual(x: Any, filters: int, convolutions: int) -> Any:
 
 def _add_above(x: Any, above: Any, filters: int) -> Any:
     """Add the coarser map, enlarged to the finer one's size."""
-    larger = layers.UpSampling2D(2)(_convolve(above, filters, kernel=1))
+    # bilinear is one operator of TFLite's fast kernels, nearest neighbours are three slow ones
+    larger = layers.UpSampling2D(2, interpolation="bilinear")(_convolve(above, filters, kernel=1))
     extra = [have - want for have, want in zip(larger.shape[1:3], x.shape[1:3], strict=True)]
     if any(extra):
         larger = layers.Cropping2D(((0, extra[0]), (0, extra[1])))(larger)

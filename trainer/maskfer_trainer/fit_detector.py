@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,14 +15,15 @@ import numpy.typing as npt
 
 from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
+from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.learned_detector import decode
+from maskfer_edge.learned_detector import PADDING, decode
 from maskfer_trainer.detector_network import STRIDE, DetectorLoss, build_detector, joined, targets
-from maskfer_trainer.keras_file import embed_metadata
+from maskfer_trainer.keras_file import embed_metadata, take_weights
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
-from maskfer_trainer.scenes import IGNORED, SIZE_WH
+from maskfer_trainer.scenes import IGNORED, SIZE_WH, SMALLEST
 
 WARM_UP = 0.05  # share of all steps
 # Thresholds that are tried on the validation scenes.
@@ -29,6 +31,10 @@ THRESHOLDS = tuple(round(0.2 + 0.02 * step, 2) for step in range(26))
 LEAST_OVERLAP = 0.5
 # Share of the running mean of the weights that a step leaves as it is.
 AVERAGE = 0.998
+# Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
+MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
+# A face of which less than this share is left by the scene's edge is not judged.
+LEAST_LEFT = 0.6
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ def fit_detector(
     run: Path,
     settings: DetectorSettings,
     *,
+    initial: Path | None = None,
     resume: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
@@ -90,6 +97,7 @@ def fit_detector(
         scenes: Made by ``trainer build-scenes``.
         run: Folder to make, see `run_folder`.
         settings: How to train.
+        initial: A detector's `.keras` whose weights to start from. Give the same one to `resume`.
         resume: Go on with the run that `run` holds.
         say: Takes what a person at the terminal should know.
 
@@ -97,12 +105,14 @@ def fit_detector(
         The path of model.keras.
 
     Raises:
-        InputError: If the scenes cannot be used, or `resume` does not fit what `run` holds.
+        InputError: If the scenes or `initial` cannot be used, or `resume` does not fit what `run` holds.
         OutputError: If `run` is there already and `resume` is not given.
     """
     said = _scenes_info(scenes)
     made_of = {key: value for key, value in said.items() if key != "validation"}
     config = {"settings": asdict(settings), "kind": "detector", "scenes": made_of}
+    if initial is not None:
+        config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     check_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)
     training, validation = read_scenes(scenes, set(said.get("validation", ())))
@@ -118,7 +128,10 @@ def fit_detector(
         history = read_history(run)
         done = len(history)
     else:
-        model = joined(build_detector())
+        detector = build_detector()
+        if initial is not None:
+            take_weights(detector, initial)
+        model = joined(detector)
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, (settings.epochs - settings.epochs * WARM_UP) * steps, alpha=0.01,
             warmup_target=settings.learning_rate, warmup_steps=max(1, int(settings.epochs * WARM_UP * steps)),
@@ -198,22 +211,55 @@ def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
 
 
 def _batches(scenes: SceneSet, settings: DetectorSettings, epoch: int) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Whole batches in an order of this epoch's own: images (n, 240, 320, 1) and targets, mirrored at random."""
+    """Whole batches in an order of this epoch's own: images (n, 240, 320, 1) and targets, changed at random."""
     random = np.random.default_rng((settings.seed, epoch))
     order = random.permutation(len(scenes))
     for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
         chosen = order[start : start + settings.batch_size]
-        images = scenes.images[chosen].astype(np.float32)
+        images = np.empty((len(chosen), *scenes.images.shape[1:]), dtype=np.float32)
         wanted = []
         for place, number in enumerate(chosen):
-            faces, ignored = scenes.faces[number], scenes.ignored[number]
-            if random.random() < 0.5:
-                images[place] = images[place, :, ::-1]
-                faces, ignored = ([(SIZE_WH[0] - x - w, y, w, h) for x, y, w, h in boxes] for boxes in (faces, ignored))
+            images[place], faces, ignored = moved(
+                scenes.images[number], scenes.faces[number], scenes.ignored[number], random
+            )
             wanted.append(targets(faces, ignored))
         gain = random.uniform(0.75, 1.25, (len(chosen), 1, 1)).astype(np.float32)
         shift = random.normal(0, 12, (len(chosen), 1, 1)).astype(np.float32)
         yield np.clip(images * gain + shift, 0, 255)[..., None], np.stack(wanted)
+
+
+def moved(
+    image: UInt8Array, faces: list[Box], ignored: list[Box], random: np.random.Generator
+) -> tuple[UInt8Array, list[Box], list[Box]]:
+    """A scene mirrored, turned, enlarged and moved at random; what comes in from beyond its edge is grey.
+
+    Returns:
+        The picture, the boxes of the faces that are still to be found, and those in which nothing is to be judged.
+    """
+    width, height = SIZE_WH
+    scale = float(np.exp(random.uniform(*np.log(ENLARGED))))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(random.uniform(-1, 1)) * MOST_DEGREES, scale)
+    matrix[:, 2] += random.uniform(-1, 1, 2) * MOST_MOVED * SIZE_WH
+    if random.random() < 0.5:
+        matrix[0] *= -1
+        matrix[0, 2] += width - 1
+    flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    found = cv2.warpAffine(image, matrix, SIZE_WH, flags=flags, borderValue=PADDING)
+    kept: list[Box] = []
+    unjudged: list[Box] = []
+    for boxes, right in ((faces, kept), (ignored, unjudged)):
+        for x, y, w, h in boxes:
+            centre_x, centre_y = matrix @ (x + w / 2, y + h / 2, 1)
+            half_w, half_h = w * scale / 2, h * scale / 2
+            left, end = np.clip((centre_x - half_w, centre_x + half_w), 0, width)
+            top, bottom = np.clip((centre_y - half_h, centre_y + half_h), 0, height)
+            if end - left < 1 or bottom - top < 1:
+                continue
+            whole = (end - left) * (bottom - top) >= LEAST_LEFT * 4 * half_w * half_h
+            large = max(w, h) * scale >= SMALLEST
+            box = (round(left), round(top), max(1, round(end - left)), max(1, round(bottom - top)))
+            (right if whole and large else unjudged).append(box)
+    return found, kept, unjudged
 
 
 def _targets_of(scenes: SceneSet) -> FloatArray:

@@ -20,7 +20,7 @@ from maskfer_edge.files import read_bytes
 from maskfer_trainer.batches import FaceBatches, faces_shown, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_temperature
 from maskfer_trainer.devices import spread
-from maskfer_trainer.keras_file import embed_metadata, predict_views
+from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history, save_network
 from maskfer_trainer.settings import FitSettings
@@ -88,7 +88,7 @@ def fit(
     else:
         model = ARCHITECTURES[settings.arch]()
         if initial is not None:
-            _take_weights(model, initial)
+            take_weights(model, initial)
         _compile(model, settings, len(batches))
     if not resume:
         make_run(run, config)
@@ -172,16 +172,6 @@ def _teacher_scores(teacher: Path, bare: PictureSet, faces: npt.NDArray[np.int64
         return np.asarray(scores[of_picture], dtype=np.float32)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(f"{teacher} cannot teach: {' '.join(str(error).split())[:150]}") from error
-
-
-def _take_weights(model: keras.Model, initial: Path) -> None:
-    try:
-        model.set_weights(keras.models.load_model(initial, compile=False).get_weights())
-    except Exception as error:  # Keras raises many kinds for files that it cannot read
-        raise InputError(
-            f"{initial} cannot be started from, it is no whole .keras file of architecture {model.name}: "
-            f"{' '.join(str(error).split())[:150]}"
-        ) from error
 
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:

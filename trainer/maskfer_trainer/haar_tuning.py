@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
-from maskfer_edge.contract import UInt8Array
-from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, HaarDetector
-from maskfer_edge.errors import DependencyError, InputError
+from maskfer_edge.detector import Equalisation, HaarDetector
+from maskfer_edge.errors import InputError
 from maskfer_trainer.detector_evaluation import Found, Photo, Progress, figures_of, half, search
 
 CASCADES = ("frontalface_default", "frontalface_alt2", "frontalface_alt")
 SCALE_FACTORS = (1.05, 1.1, 1.2)
 MIN_NEIGHBORS = (2, 3, 4, 5)
-Equalisation = Literal["none", "histogram", "clahe"]
+# The usual setting, against which time is counted.
+REFERENCE = (CASCADES[0], "none", 1.1, 3)
 EQUALISATIONS: tuple[Equalisation, ...] = ("none", "histogram", "clahe")
 
 
@@ -45,47 +42,6 @@ class HaarTrial:
     milliseconds: float
 
 
-class HaarVariant(HaarDetector):
-    """A Haar cascade of another kind, on pictures whose contrast is evened out first."""
-
-    def __init__(
-        self,
-        cascade: str = CASCADES[0],
-        equalisation: Equalisation = "none",
-        scale_factor: float = 1.1,
-        min_neighbors: int = 3,
-        min_face: int = 40,
-    ) -> None:
-        """Load a cascade that comes with OpenCV.
-
-        Args:
-            cascade: Name of OpenCV's file, without ``haarcascade_``.
-            equalisation: ``histogram`` over the whole picture, ``clahe`` (limited, over 8 by 8 parts), or ``none``.
-            scale_factor: Between one search size and the next.
-            min_neighbors: Windows that must agree on a face.
-            min_face: Smallest face in pixels of the frame as searched.
-
-        Raises:
-            DependencyError: If this OpenCV does not ship the cascade.
-        """
-        super().__init__(scale_factor, min_neighbors, min_face)
-        path = Path(cv2.data.haarcascades if hasattr(cv2, "data") else "") / f"haarcascade_{cascade}.xml"
-        if not path.is_file():
-            raise DependencyError(f"OpenCV ships no cascade {cascade!r}; run: pip install 'opencv-python<5'")
-        self._cascade = cv2.CascadeClassifier(str(path))
-        self._clahe = cv2.createCLAHE(clipLimit=2.0, tileGridSize=(8, 8))
-        self.equalisation = equalisation
-
-    def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
-        """Find faces; `score` is how many windows agreed."""
-        grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
-        if self.equalisation == "histogram":
-            grey = cv2.equalizeHist(grey)
-        elif self.equalisation == "clahe":
-            grey = self._clahe.apply(grey)
-        return super().__call__(grey, near)
-
-
 def tune_haar(
     photos: Sequence[Photo],
     least_px: int = 48,
@@ -107,13 +63,15 @@ def tune_haar(
     if not photos:
         raise InputError("there are no photographs in the tuning half")
     settings = [(c, e, s) for c in CASCADES for e in EQUALISATIONS for s in SCALE_FACTORS]
-    variants = [HaarVariant(c, e, s, min(MIN_NEIGHBORS), min_face) for c, e, s in settings]
+    variants = [
+        HaarDetector(s, min(MIN_NEIGHBORS), min_face, cascade=cascade, equalisation=e) for cascade, e, s in settings
+    ]
     trials = []
     for (cascade, equalisation, scale_factor), found in zip(settings, search(variants, photos, progress), strict=True):
         for min_neighbors in MIN_NEIGHBORS:
             # Asking for more neighbours only drops boxes on which no more windows agree, in the same time.
             kept = [_agreed(f, min_neighbors) for f in found]
-            evaluation = figures_of(HaarVariant.name, kept, photos, (least_px,), 0.35)
+            evaluation = figures_of(HaarDetector.name, kept, photos, (least_px,), 0.35)
             trials.append(
                 HaarTrial(
                     cascade,
@@ -140,22 +98,20 @@ def best_trial(trials: Sequence[HaarTrial], most_false_boxes: float = 0.3, most_
     Args:
         trials: From `tune_haar`.
         most_false_boxes: Limit of false boxes a picture.
-        most_times: Limit of time, in multiples of what the runtime's own setting takes.
+        most_times: Limit of time, in multiples of what `REFERENCE` takes.
 
     Raises:
         InputError: If none is within the limits.
     """
-    default = HaarDetector()
-    present = next(
+    reference = next(
         trial
         for trial in trials
-        if (trial.cascade, trial.equalisation, trial.scale_factor, trial.min_neighbors)
-        == (CASCADES[0], "none", default.scale_factor, default.min_neighbors)
+        if (trial.cascade, trial.equalisation, trial.scale_factor, trial.min_neighbors) == REFERENCE
     )
     within = [
         trial
         for trial in trials
-        if trial.false_boxes <= most_false_boxes and trial.milliseconds <= most_times * present.milliseconds
+        if trial.false_boxes <= most_false_boxes and trial.milliseconds <= most_times * reference.milliseconds
     ]
     if not within:
         raise InputError(f"no setting stays within {most_false_boxes} false boxes and {most_times} times the time")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskfer_edge.contract import FloatArray, UInt8Array
+from maskfer_edge.errors import InputError
 from maskfer_edge.files import whole_file
 
 METADATA_NAME = "maskfer.json"
@@ -42,3 +43,16 @@ def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> F
     faces = images[..., None].astype(np.float32)
     views = (faces, faces[:, :, ::-1]) if mirror else (faces,)
     return np.asarray([network.predict(view, batch_size=256, verbose=0) for view in views], dtype=np.float32)
+
+
+def take_weights(model: Any, initial: Path) -> None:
+    """Give a Keras network the weights of a `.keras` file of the same architecture. Raises InputError if it is none."""
+    import keras
+
+    try:
+        model.set_weights(keras.models.load_model(initial, compile=False).get_weights())
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(
+            f"{initial} cannot be started from, it is no whole .keras file of architecture {model.name}: "
+            f"{' '.join(str(error).split())[:150]}"
+        ) from error

@@ -44,7 +44,11 @@ TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
 # Narrower than this share of its height, a face in a photograph is cut off by the edge.
 LEAST_ASPECT = 0.4
 WORN = ("properly", "properly", "properly", "under-nose", "chin")
-PHOTO_SHARE = 0.75
+PHOTO_SHARE = 0.8
+# Of the faces that a photograph has itself, this share is covered by a portrait's, within this turn of it.
+SWAP_SHARE, SWAP_TURN_DEGREES = 0.35, 6.0
+# How far a cutout reaches beyond the face, as a share of it: a pasted one, and one that covers another face.
+GROW, SWAP_GROW = (1.05, 1.7), (1.1, 1.3)
 # Of scenes on which nothing is trained: the network's epoch and threshold are chosen on them.
 VALIDATION_SHARE = 0.05
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
@@ -199,12 +203,13 @@ class _Composer:
     def compose(self, number: int) -> Scene:
         random = np.random.default_rng(drawn_number("scene", self.seed, str(number)))
         scene = self._background(random)
+        for place, (label, _) in enumerate(scene.faces):
+            if label != IGNORED and random.random() < SWAP_SHARE:
+                self._swap_face(scene, place, random)
         for _ in range(int(random.integers(0, 3))):
             self._paste_decoy(scene, random)
         for _ in range(int(random.choice((0, 1, 2, 3, 5, 8), p=(0.12, 0.33, 0.22, 0.15, 0.12, 0.06)))):
-            label = MASKED if random.random() < 0.5 and self.by_label[MASKED] else BARE
-            chosen = self.by_label[label]
-            self._paste_face(scene, chosen[int(random.integers(len(chosen)))], random)
+            self._paste_face(scene, self._any_cutout(random), random)
         scene.image = _as_photographed(scene.image, random)
         return scene
 
@@ -212,6 +217,22 @@ class _Composer:
         if self.photos and random.random() < PHOTO_SHARE:
             return _photo_part(*self.photos[int(random.integers(len(self.photos)))], random)
         return Scene(_drawn_background(random), [])
+
+    def _any_cutout(self, random: np.random.Generator) -> Cutout:
+        label = MASKED if random.random() < 0.5 and self.by_label[MASKED] else BARE
+        chosen = self.by_label[label]
+        return chosen[int(random.integers(len(chosen)))]
+
+    def _swap_face(self, scene: Scene, number: int, random: np.random.Generator) -> None:
+        """Cover a photograph's face with a portrait's, which so gets hair, shoulders and neighbours that fit."""
+        x, y, w, h = scene.faces[number][1]
+        cutout, degrees = self._any_cutout(random), float(random.normal(0, SWAP_TURN_DEGREES))
+        placed = _place(cutout, degrees, float(max(w, h)), random, (x + w / 2, y + h / 2))
+        if all(
+            _hidden(placed.box, box) <= MOST_SHARED for other, (_, box) in enumerate(scene.faces) if other != number
+        ):
+            _blend(scene.image, placed, random)
+            scene.faces[number] = (cutout.label, placed.box)
 
     def _paste_face(self, scene: Scene, cutout: Cutout, random: np.random.Generator) -> None:
         wide = random.random() < WIDE_SHARE
@@ -253,7 +274,14 @@ def _face_side(random: np.random.Generator) -> float:
     return float(np.exp(random.uniform(math.log(SMALLEST), math.log(LARGEST))))
 
 
-def _place(cutout: Cutout, degrees: float, side: float, random: np.random.Generator) -> _Placed:
+def _place(
+    cutout: Cutout,
+    degrees: float,
+    side: float,
+    random: np.random.Generator,
+    centre: tuple[float, float] | None = None,
+) -> _Placed:
+    """Warp a cutout so that its face has a side and a turn, about a centre or anywhere in the scene."""
     width, height = SIZE_WH
     x0, y0, x1, y1 = cutout.box_xyxy
     face_w, face_h = x1 - x0, y1 - y0
@@ -265,8 +293,10 @@ def _place(cutout: Cutout, degrees: float, side: float, random: np.random.Genera
     box_w = math.hypot(half_w * math.cos(angle), half_h * math.sin(angle))
     box_h = math.hypot(half_w * math.sin(angle), half_h * math.cos(angle))
     # up to a fifth of a face may lie beyond the scene's edge
-    centre_x = float(random.uniform(0.6 * box_w, max(0.6 * box_w, width - 0.6 * box_w)))
-    centre_y = float(random.uniform(0.6 * box_h, max(0.6 * box_h, height - 0.6 * box_h)))
+    centre_x, centre_y = centre or (
+        float(random.uniform(0.6 * box, max(0.6 * box, end - 0.6 * box)))
+        for box, end in ((box_w, width), (box_h, height))
+    )
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale
     middle = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
     linear = np.array([[cos * stretch, -sin], [sin * stretch, cos]])
@@ -280,22 +310,22 @@ def _place(cutout: Cutout, degrees: float, side: float, random: np.random.Genera
     flags = cv2.INTER_LINEAR
     pixels = cv2.warpAffine(shrunk, small, SIZE_WH, flags=flags, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
     inside = cv2.warpAffine(np.full(shrunk.shape, 255, np.uint8), small, SIZE_WH, flags=flags)
-    cover = _cover((centre_x, centre_y), (half_w, half_h), degrees, random) * (inside / np.float32(255))
+    grow = float(random.uniform(*(SWAP_GROW if centre else GROW)))
+    soft = float(random.uniform(0.02, 0.12))
+    cover = _cover((centre_x, centre_y), (half_w, half_h), degrees, grow, soft) * (inside / np.float32(255))
     left, top = max(0, round(centre_x - box_w)), max(0, round(centre_y - box_h))
     right, bottom = min(width, round(centre_x + box_w)), min(height, round(centre_y + box_h))
     return _Placed(pixels, cover, (left, top, max(1, right - left), max(1, bottom - top)))
 
 
 def _cover(
-    centre: tuple[float, float], half_wh: tuple[float, float], degrees: float, random: np.random.Generator
+    centre: tuple[float, float], half_wh: tuple[float, float], degrees: float, grow: float, soft: float
 ) -> npt.NDArray[np.float32]:
-    """How much of a cutout is kept: an ellipse about the face, tight to generous, with a soft edge."""
-    grow = float(random.uniform(1.05, 1.7))
+    """How much of a cutout is kept: an ellipse about the face, `grow` times as large, with an edge of `soft` of it."""
     cover = np.zeros((SIZE_WH[1], SIZE_WH[0]), np.float32)
     axes = (max(1, round(half_wh[0] * grow)), max(1, round(half_wh[1] * grow)))
     cv2.ellipse(cover, (round(centre[0]), round(centre[1])), axes, degrees, 0, 360, 1.0, cv2.FILLED)
-    soft = float(random.uniform(0.02, 0.12)) * max(half_wh)
-    return np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.5, soft)), dtype=np.float32)
+    return np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.5, soft * max(half_wh))), dtype=np.float32)
 
 
 def _blend(image: UInt8Array, placed: _Placed, random: np.random.Generator) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_trainer import fit_detector as module
 from maskfer_trainer.detector_network import targets
-from maskfer_trainer.fit_detector import DetectorSettings, SceneSet, best_threshold, fit_detector, read_scenes
+from maskfer_trainer.fit_detector import DetectorSettings, SceneSet, best_threshold, fit_detector, moved, read_scenes
 
 SHORT = DetectorSettings(epochs=2, batch_size=2)
 
@@ -104,12 +105,79 @@ def test_scenes_are_read_with_their_faces(scenes):
     assert validation.ignored == [[(5, 5, 7, 7)]]
 
 
-def test_batches_mirror_pictures_and_boxes_alike(scenes):
+def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
     training, _ = read_scenes(scenes, set())
-    for images, wanted in module._batches(training, DetectorSettings(batch_size=6), 0):
-        for image, target in zip(images[..., 0], wanted, strict=True):
-            row, column = np.argwhere(target[..., 2] == 1)[0]
-            assert image[row * 8 + 4, column * 8 + 4] > image.mean() + 50
+    random = np.random.default_rng(0)
+    pictures = set()
+    for _ in range(20):
+        for number in range(len(training)):
+            image, faces, ignored = moved(training.images[number], training.faces[number], [], random)
+            pictures.add(image.tobytes())
+            bright = image > 180
+            if not faces:  # pushed over the edge, mostly or wholly
+                assert bright.sum() == 0 or ignored
+                continue
+            ((x, y, w, h),) = faces
+            # an upright box about a square that is turned by up to 8 degrees
+            assert bright[y : y + h, x : x + w].mean() > 0.75
+            assert bright[y : y + h, x : x + w].sum() > 0.85 * bright.sum()
+    assert len(pictures) == 20 * len(training)
+
+
+def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
+    class Told:
+        """Numbers in the order in which they are asked for: scale, turn, move, mirror."""
+
+        def __init__(self, scale, move):
+            self.numbers = [np.log(scale), 0.0, np.asarray(move)]
+
+        def uniform(self, *_):
+            return self.numbers.pop(0)
+
+        def random(self):
+            return 0.9
+
+    image, face = np.zeros((240, 320), np.uint8), (0, 100, 40, 40)
+    assert moved(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
+    # 0.15 of 320 pixels is more than the face is wide
+    assert moved(image, [face], [], Told(1.0, (-1.0, 0.0)))[1:] == ([], [])
+    assert moved(image, [face], [], Told(1.0, (-0.5, 0.0)))[1:] == ([], [(0, 100, 16, 40)])
+    assert moved(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
+
+
+def test_batches_hold_targets_of_the_moved_faces(scenes):
+    training, _ = read_scenes(scenes, set())
+    (images, wanted), *_ = module._batches(training, SHORT, 0)
+    assert (images.shape, wanted.shape) == ((2, 240, 320, 1), (2, 30, 40, 7))
+    (again, _), *_ = module._batches(training, SHORT, 0)
+    (other, _), *_ = module._batches(training, SHORT, 1)
+    assert (images == again).all() and not (images == other).all()
+    for image, maps in zip(images, wanted, strict=True):
+        for row, column in np.argwhere(maps[..., 2] > 0):
+            here = image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+            assert here.mean() > image.mean() + 20
+
+
+def test_a_run_starts_from_given_weights(tmp_path, scenes, run):
+    still = replace(SHORT, epochs=1, learning_rate=1e-9)
+    import keras
+
+    model = keras.models.load_model(
+        fit_detector(scenes, tmp_path / "run", still, initial=run[0] / "model.keras"), compile=False
+    )
+    before = keras.models.load_model(run[0] / "model.keras", compile=False)
+    kernels = [[w for w in m.get_weights() if w.ndim == 4] for m in (before, model)]
+    for old, new in zip(*kernels, strict=True):
+        np.testing.assert_allclose(new, old, atol=1e-6)
+    said = json.loads((tmp_path / "run/run.json").read_text())
+    assert len(said["initial_sha256"]) == 64
+
+
+def test_weights_of_another_network_are_refused(tmp_path, scenes):
+    (tmp_path / "other.keras").write_bytes(b"none")
+    with pytest.raises(InputError, match=r"other\.keras cannot be started from"):
+        fit_detector(scenes, tmp_path / "run", SHORT, initial=tmp_path / "other.keras")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_threshold_is_where_f1_is_best():

@@ -121,6 +121,39 @@ def test_a_pasted_face_lies_where_its_box_says(portraits, tmp_path, monkeypatch)
     assert seen > 20
 
 
+def test_a_photographed_face_is_covered_by_a_portrait_s(portraits, photos, monkeypatch):
+    """What changes lies about the face's own place, and the new box does as well."""
+    monkeypatch.setattr(module, "_as_photographed", lambda image, random: image)
+    for name in ("_paste_decoy", "_paste_face"):
+        monkeypatch.setattr(module._Composer, name, lambda *_: None)
+    monkeypatch.setattr(module, "PHOTO_SHARE", 1.0)
+    cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]
+    shown = [(module.read_grey(photo.path), photo) for photo in read_photos(photos)]
+    scenes = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(module, "SWAP_SHARE", share)
+        composer = module._Composer(cutouts, shown, 0)
+        scenes[share] = [composer.compose(number) for number in range(20)]
+    swapped = labels = 0
+    for before, after in zip(*scenes.values(), strict=True):
+        changed = before.image != after.image
+        near = np.zeros_like(changed)
+        for (label, old), (new_label, new) in zip(before.faces, after.faces, strict=True):
+            if label == module.IGNORED or (label, old) == (new_label, new):
+                assert new == old
+                continue
+            swapped += 1
+            labels += label != new_label
+            x, y, w, h = old
+            side = max(w, h)  # of a face at the scene's edge, less is to be seen than is covered
+            assert abs(new[0] + new[2] / 2 - x - w / 2) < 0.35 * side
+            assert abs(new[1] + new[3] / 2 - y - h / 2) < 0.35 * side
+            near[max(0, y - side) : y + h + side, max(0, x - side) : x + w + side] = True
+            assert changed[y : y + h, x : x + w].mean() > 0.6
+        assert not (changed & ~near).any()
+    assert swapped > 5 and 0 < labels < swapped
+
+
 def test_an_existing_folder_is_kept(portraits, tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(OutputError, match="already there"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,14 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.model_commands import model_app
 from maskfer_edge.run_settings import RunSettings
 from maskfer_edge.settings_file import as_toml, read_settings
 
 if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that --help needs neither
     from maskfer_edge.capture import Capture
+    from maskfer_edge.errors import MaskferError
     from maskfer_edge.health import HealthMeter
 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
+app.add_typer(model_app, name="model")
 
 ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
 DetectorOption = Annotated[str, typer.Option(help="What finds the faces: learned, haar or yunet.")]
@@ -86,7 +90,7 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
     from maskfer_edge.running import opened
 
     settings = run_settings(config, given)
-    with opened(settings, say) as run:
+    with opened(settings, say, _leave) as run:
         with _ends_on_signals(run.capture) as received:
             for _ in run.results():
                 pass
@@ -263,6 +267,12 @@ def _ends_on_signals(capture: Capture) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave(error: MaskferError) -> None:
+    """End the process from a thread beside the main one, which hangs in native code and never sees an exception."""
+    say(f"maskfer-edge: {error}")
+    os._exit(1)
 
 
 def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:

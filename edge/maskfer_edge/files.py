@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -33,7 +34,8 @@ def check_free(path: Path, overwrite: bool = False) -> None:
 def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary name beside `path` that becomes `path` if the block succeeds.
 
-    The temporary name keeps the suffix, as some writers choose the format by it.
+    The temporary name keeps the suffix, as some writers choose the format by it. After a power cut there is
+    the old file or the new one, and once the block is left it is the new one.
 
     Raises:
         OutputError: If `path` exists and `overwrite` is false, or writing fails (disk full).
@@ -54,6 +56,7 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
                 raise OutputError(f"{path} is already there; nothing was changed") from None
             except OSError:  # file systems without hard links (FAT on an SD card)
                 partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
@@ -65,6 +68,21 @@ def write_whole(path: Path, content: bytes | str, overwrite: bool = False) -> No
     """Write `content` to `path` by way of `whole_file`; text as UTF-8."""
     with whole_file(path, overwrite) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make what was renamed, linked or made in a folder outlast a power cut. Raises OSError."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:  # a folder that may be written to but not read
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
+            raise
+    finally:
+        os.close(opened)
 
 
 def read_bytes(path: Path) -> bytes:

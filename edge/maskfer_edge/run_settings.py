@@ -25,6 +25,7 @@ class RunSettings:
     loop: bool = _said(False, "Start a file again at its end.")
     retries: int = _said(-1, "Attempts in a row to open a lost camera; -1: for ever.")
     model: str = _said("", "Model file of converter quantize; default: the bundled one.")
+    models: str = _said("", "Folder of installed models (maskfer-edge model): what is in use there is taken.")
     runtime: str = _said("auto", "TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")
     threads: int = _said(1, "Of the network; more than one slows a small one down.")
     mirror: bool = _said(True, "Ask about each face's mirror image as well: surer, twice the time.")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import open_classifier
 from maskfer_edge.detector import open_detector
 from maskfer_edge.drawing import annotate
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.health import HealthMeter
 from maskfer_edge.loop import Pipeline, results, spare_a_core
 from maskfer_edge.metrics import MetricsServer
+from maskfer_edge.model_file import DETECTOR, EXPRESSION
+from maskfer_edge.model_store import ModelStore, Stored
+from maskfer_edge.model_watch import Leave, TrialWatch, WatchedCapture, start
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
 from maskfer_edge.quiet import quiet_native_libraries
@@ -37,6 +40,8 @@ BROWSER_SOURCE = "browser"
 DEFAULT_BROWSER = "8090"
 # Detections after which a face before a camera is believed.
 CONFIRM = 2
+# Ends of a run that no model is to blame for.
+INNOCENT = (GeneratorExit, CameraError, OutputError)
 
 
 @dataclass
@@ -68,20 +73,24 @@ class Run:
 
 
 @contextmanager
-def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Run]:
+def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave = lambda error: None) -> Iterator[Run]:
     """Open all that a run needs; it is closed again on leaving.
 
     Args:
         settings: Of the run.
         tell: Takes lines for people: what was picked, lost, found again.
+        leave: Ends the process when an installed model on trial hangs the loop; see `model_watch.TrialWatch`.
 
     Raises:
         MaskferError: If anything cannot be opened; nothing is left behind then.
     """
     with ExitStack() as stack:
+        settings, watch = _with_installed(settings, tell, leave)
         with quiet_native_libraries():
             pipeline = open_pipeline(settings)
         stack.callback(pipeline.close)
+        watch.models_opened()
+        stack.push(lambda kind, error, trace: watch.close(innocent=kind is None or issubclass(kind, INNOCENT)))
         meter = HealthMeter()
         server = None
         if settings.browser or settings.source == BROWSER_SOURCE:
@@ -91,7 +100,8 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Ru
             tell(f"live view: {server.url}")
         camera, reopen = _open_camera(settings, server, tell)
         retries = None if settings.retries < 0 else settings.retries
-        capture = stack.enter_context(Capture(camera, reopen, retries=retries, tell=tell))  # which closes the camera
+        # which closes the camera
+        capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
         if isinstance(camera, BrowserCamera):
             stack.callback(camera.close)  # its read ends by that alone
         if settings.blur:
@@ -103,7 +113,8 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Ru
             spare_a_core()
         # never for a file: its results are to be the same each time, whatever the machine does meanwhile
         if camera.live and camera.moving and len(os.sched_getaffinity(0)) > 1:
-            pipeline.detect_in_background()
+            # a trial watches the loop, which has to wait for the detector then
+            watch.when_proved(pipeline.detect_in_background)
         outputs: list[Output] = []
         # if a later one cannot be opened, the earlier ones leave nothing behind
         stack.push(lambda kind, error, trace: _close_unused(outputs, kind))
@@ -116,11 +127,17 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None) -> Iterator[Ru
         outputs.clear()
         notifier = Notifier()
         stack.callback(notifier.stopping)
-        yield Run(settings, capture, pipeline, used, meter, _pulse(notifier, Throttle(tell), pipeline, meter))
+        pulse = _pulse(notifier, Throttle(tell), pipeline, meter, watch)
+        yield Run(settings, capture, pipeline, used, meter, pulse)
 
 
 def open_pipeline(settings: RunSettings) -> Pipeline:
     """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
+    if settings.models:
+        store = ModelStore(Path(settings.models))
+        state = store.state()
+        chosen = {kind: store.choose(state.slot(kind), kind) for kind in _kinds_installed(settings)}
+        settings = _with_models(settings, chosen)
     model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
     return Pipeline(
         open_detector(settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads),
@@ -129,6 +146,26 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
         detect_every=settings.detect_every,
         budget_ms=settings.budget_ms,
     )
+
+
+def _kinds_installed(settings: RunSettings) -> list[str]:
+    """The kinds of models that are taken from the folder of installed ones: those of which no file is named."""
+    own_detector = settings.detector != "learned" or settings.detector_model
+    return [kind for kind, own in ((EXPRESSION, settings.model), (DETECTOR, own_detector)) if not own]
+
+
+def _with_models(settings: RunSettings, chosen: Mapping[str, Stored | None]) -> RunSettings:
+    paths = {kind: str(model.path) for kind, model in chosen.items() if model is not None}
+    model, detector_model = paths.get(EXPRESSION, settings.model), paths.get(DETECTOR, settings.detector_model)
+    return replace(settings, models="", model=model, detector_model=detector_model)
+
+
+def _with_installed(settings: RunSettings, tell: Tell, leave: Leave) -> tuple[RunSettings, TrialWatch]:
+    """The settings with the files of installed models in them, and what watches those on trial."""
+    if not settings.models:
+        return settings, TrialWatch(None, {}, leave)
+    chosen, watch = start(ModelStore(Path(settings.models), tell), _kinds_installed(settings), leave)
+    return _with_models(settings, chosen), watch
 
 
 def _open_camera(
@@ -180,10 +217,13 @@ def _close_unused(outputs: list[Output], kind: type[BaseException] | None) -> No
         output.close(failed=kind is not None)
 
 
-def _pulse(notifier: Notifier, throttle: Throttle, pipeline: Pipeline, meter: HealthMeter) -> Callable[[], None]:
+def _pulse(
+    notifier: Notifier, throttle: Throttle, pipeline: Pipeline, meter: HealthMeter, watch: TrialWatch
+) -> Callable[[], None]:
     """What is done after each frame besides."""
 
     def pulse() -> None:
+        watch.result(pipeline.classifier)
         if meter.frames == 1:
             notifier.ready()
         notifier.alive()

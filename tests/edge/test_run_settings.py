@@ -67,3 +67,9 @@ def test_an_address_is_host_and_port(text, expected):
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(InputError, match="metrics must be a port or HOST:PORT"):
         address(text, "metrics")
+
+
+def test_installed_models_are_asked_for_by_their_folder(tmp_path):
+    assert RunSettings().models == ""
+    (tmp_path / "run.toml").write_text('models = "/var/lib/maskfer/models"\n')
+    assert RunSettings(**read_settings(RunSettings, tmp_path / "run.toml", {})).models == "/var/lib/maskfer/models"

@@ -1,0 +1,197 @@
+"""A model file before it is installed: fetched from a file or an address, and signed by someone who may."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from maskfer_edge.errors import DependencyError, InputError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.model_store import Tell
+
+# Ours have less than 1 MB.
+MOST_BYTES = 64_000_000
+MOST_SIGNATURE_BYTES = 64_000
+# Without a byte for so long a server counts as gone; a whole file must be here within the second.
+SILENCE_S, DOWNLOAD_S = 30.0, 600.0
+NAMESPACE = "maskfer-model"
+REVOKED_NAME = "revoked_signers"
+SSH_KEYGEN_S = 30.0
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A model file that nobody has looked at yet.
+
+    Attributes:
+        content: Its bytes.
+        signature: Those of the file beside it, with `.sig` appended to the name; None if there is none.
+        name: For the store.
+        source: For messages.
+        signature_source: Likewise.
+    """
+
+    content: bytes
+    signature: bytes | None
+    name: str
+    source: str
+    signature_source: str
+
+
+def fetch(source: str) -> Fetched:
+    """Read a model and its signature into memory, from a file or an http:// or https:// address.
+
+    Raises:
+        InputError: If the model cannot be read, ends too early, or is larger than `MOST_BYTES`.
+    """
+    if re.match(r"https?://", source):
+        parts = urllib.parse.urlsplit(source)
+        beside = urllib.parse.urlunsplit(parts._replace(path=parts.path + ".sig"))
+        content = _download(source, MOST_BYTES)
+        if content is None:
+            raise InputError(f"{_shown(source)} is not there; check the address")
+        name = Path(urllib.parse.unquote(parts.path)).stem
+        return Fetched(content, _download(beside, MOST_SIGNATURE_BYTES), _plain(name), _shown(source), _shown(beside))
+    if "://" in source:
+        raise InputError(f"{source} cannot be fetched; give a file, or an address that begins with https:// or http://")
+    path, signature_path = Path(source), Path(f"{source}.sig")
+    content = _read(path, MOST_BYTES)
+    signature = _read(signature_path, MOST_SIGNATURE_BYTES) if os.path.lexists(signature_path) else None
+    return Fetched(content, signature, _plain(path.stem), source, str(signature_path))
+
+
+def check_sha256(fetched: Fetched, expected: str) -> None:
+    """Raises InputError if the model's sha256 is another than the one that was said, in hexadecimal."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", expected):
+        raise InputError(f"a sha256 has 64 hexadecimal digits; received {expected!r}")
+    found = hashlib.sha256(fetched.content).hexdigest()
+    if found != expected.lower():
+        raise InputError(f"{fetched.source} has the sha256 {found}, not {expected.lower()}; nothing was changed")
+
+
+def check_signature(fetched: Fetched, signers: Path, *, allow_unsigned: bool, tell: Tell) -> str:
+    """Who signed a model, of those who may.
+
+    Args:
+        fetched: The model.
+        signers: OpenSSH's file of allowed signers. Keys in a file `REVOKED_NAME` beside it count no longer.
+        allow_unsigned: Whether a model without signature, or a machine without `signers`, will do. A signature that is
+            wrong never will.
+        tell: Takes a line for people if it has to do.
+
+    Returns:
+        The signer, as the file names them; "" if there is no signature, or nobody to check it by.
+
+    Raises:
+        InputError: If the signature is missing or not by one of them.
+        DependencyError: If ssh-keygen is missing.
+    """
+    wants = "" if allow_unsigned else "; nothing was changed"
+    if fetched.signature is None:
+        problem = f"{fetched.source} is not signed ({fetched.signature_source} is not there)"
+        remedy = f"sign it: ssh-keygen -Y sign -f KEY -n {NAMESPACE} {Path(fetched.source).name}"
+    elif not signers.exists():
+        problem = f"{signers} is not there, which names who may sign models"
+        remedy = "make it (docs/models.md)"
+    else:
+        return _signer(fetched, fetched.signature, signers)
+    if not allow_unsigned:
+        raise InputError(f"{problem}{wants}; {remedy}, or give --allow-unsigned")
+    tell(f"{problem}; taken all the same, as --allow-unsigned says")
+    return ""
+
+
+def _read(path: Path, most: int) -> bytes:
+    if path.is_file() and path.stat().st_size > most:
+        raise _too_large(str(path), most)
+    if path.exists() and not path.is_file() and not path.is_dir():  # which may have no end
+        raise InputError(f"{path} is not a file; give a model file")
+    return read_bytes(path)
+
+
+def _download(url: str, most: int) -> bytes | None:
+    """What an address gives; None if the server says that it has nothing there."""
+    deadline = time.monotonic() + DOWNLOAD_S
+    content = bytearray()
+    try:
+        request = urllib.request.Request(url, headers={"User-Agent": "maskfer-edge"})
+        with urllib.request.urlopen(request, timeout=SILENCE_S) as response:
+            length = response.headers.get("Content-Length", "")
+            expected = int(length) if length.isdecimal() else None
+            if expected is not None and expected > most:
+                raise _too_large(_shown(url), most)
+            while part := response.read1(1 << 16):
+                content += part
+                if len(content) > most:
+                    raise _too_large(_shown(url), most)
+                if time.monotonic() > deadline:
+                    raise InputError(f"{_shown(url)} is not here after {DOWNLOAD_S:g} s; try again")
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (403, 404, 410):
+            return None
+        raise InputError(f"{_shown(url)} cannot be fetched: the server answers {error.code}; try again") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        said = getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
+        raise InputError(f"{_shown(url)} cannot be fetched: {said}; try again") from None
+    if expected is not None and len(content) < expected:
+        raise InputError(f"{_shown(url)} broke off after {len(content)} of {expected} bytes; try again")
+    return bytes(content)
+
+
+def _too_large(source: str, most: int) -> InputError:
+    return InputError(f"{source} has more than the {most / 1e6:g} MB that it may have")
+
+
+def _shown(url: str) -> str:
+    """An address without what may be secret in it."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _plain(name: str) -> str:
+    """A name that is a file's in any file system, and no other's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:40] or "model"
+
+
+def _signer(fetched: Fetched, signature: bytes, signers: Path) -> str:
+    revoked = signers.with_name(REVOKED_NAME)
+    with tempfile.TemporaryDirectory() as folder:
+        signature_path = Path(folder) / "model.sig"
+        signature_path.write_bytes(signature)
+        known = ["-s", str(signature_path), "-f", str(signers)]
+        found, why = _ssh_keygen(["find-principals", *known], b"")
+        if not found:
+            raise InputError(f"{fetched.signature_source} is by nobody in {signers} ({why}); nothing was changed")
+        check = ["verify", *known, "-n", NAMESPACE, *(["-r", str(revoked)] if revoked.exists() else [])]
+        for signer in found:
+            good, why = _ssh_keygen([*check, "-I", signer], fetched.content)
+            if good:
+                return signer
+    why = why or f"its key is in {revoked}, or that file is damaged"
+    raise InputError(f"the signature {fetched.signature_source} by {signer} does not hold ({why}); nothing was changed")
+
+
+def _ssh_keygen(arguments: list[str], content: bytes) -> tuple[list[str], str]:
+    """The lines of its answer, none if that is no, and why it is no as far as it says so."""
+    command = ["ssh-keygen", "-Y", *arguments]
+    try:
+        ran = subprocess.run(command, input=content, capture_output=True, timeout=SSH_KEYGEN_S, check=False)
+    except FileNotFoundError:
+        raise DependencyError("ssh-keygen is not installed; run: sudo apt install -y openssh-client") from None
+    except subprocess.TimeoutExpired:
+        raise InputError(f"ssh-keygen did not answer within {SSH_KEYGEN_S:g} s; try again") from None
+    out, err = (text.decode(errors="replace").strip().splitlines() for text in (ran.stdout, ran.stderr))
+    why = err[0].removesuffix(".") if err else ""
+    return (out, "") if ran.returncode == 0 else ([], why.rpartition("ignature: ")[2].rpartition("failed: ")[2])

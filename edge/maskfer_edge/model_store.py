@@ -1,0 +1,316 @@
+"""Installed models: files that appear whole, and one small file that says which of them runs.
+
+STORE/<12 digits of the sha256>-<name>.tflite   a model; the digits are its ID
+STORE/state.json                                see `model_state`
+
+Whatever is missing or damaged here, `ModelStore.choose` names something that runs, and says one line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from maskfer_edge.errors import InputError, ModelError, OutputError
+from maskfer_edge.files import read_bytes, sync_folder, write_whole
+from maskfer_edge.model_file import DETECTOR, EXPRESSION, JSON_NAME, DetectorModel, Model, unpack, unpack_detector
+from maskfer_edge.model_state import BUNDLED, Slot, State, read_state
+
+STATE_NAME = "state.json"
+ID_DIGITS = 12
+MODEL_NAME = re.compile(rf"([0-9a-f]{{{ID_DIGITS}}})-(.+)\.tflite")
+# Of the models that no slot names, so many of the newest are kept.
+KEPT_OTHERS = 3
+# The state is changed within milliseconds; whoever waits for longer is told so.
+LOCK_WAIT_S = 10.0
+
+Tell = Callable[[str], None]
+
+
+def model_id(content: bytes) -> str:
+    """The ID of a model file's bytes."""
+    return hashlib.sha256(content).hexdigest()[:ID_DIGITS]
+
+
+def read_model(content: bytes, name: str) -> Model | DetectorModel:
+    """Read a model file of either kind, by the kind that it says it is of. Raises ModelError as `unpack` does."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            kind = json.loads(archive.read(JSON_NAME))["kind"]
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError, TypeError):
+        kind = EXPRESSION  # whose reader says what is wrong
+    return unpack_detector(content, name) if kind == DETECTOR else unpack(content, name)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A model file of the store.
+
+    Attributes:
+        id: First digits of its sha256.
+        name: What it was called when it was installed.
+        path: Where it lies.
+    """
+
+    id: str
+    name: str
+    path: Path
+
+    def __str__(self) -> str:
+        return f"{self.id}-{self.name}"
+
+    def read(self) -> Model | DetectorModel:
+        """What is in it. Raises InputError if it cannot be read, ModelError if it is not what was installed."""
+        content = read_bytes(self.path)
+        if model_id(content) != self.id:
+            raise ModelError(f"{self.path} is damaged")
+        return read_model(content, str(self.path))
+
+
+class ModelStore:
+    """A folder of installed models; several programs may use it at a time."""
+
+    def __init__(self, folder: Path, tell: Tell = lambda text: None) -> None:
+        """Name the folder, which need not be there.
+
+        Args:
+            folder: The store.
+            tell: Takes a line for people when something here is not as it should be.
+        """
+        self.folder, self.tell = folder, tell
+        self._complaint = ""
+
+    def make(self) -> None:
+        """Make the folder if it is not there; it belongs to whom its parent belongs. Raises OutputError."""
+        if self.folder.is_dir():
+            return
+        with _explained(self.folder):
+            self.folder.mkdir(parents=True)
+            parent = self.folder.parent.stat()
+            if os.geteuid() == 0:
+                os.chown(self.folder, parent.st_uid, parent.st_gid)
+            sync_folder(self.folder.parent)
+
+    def models(self) -> list[Stored]:
+        """The files that are there, by ID; whether they are whole is another question."""
+        try:
+            found = [(MODEL_NAME.fullmatch(path.name), path) for path in sorted(self.folder.iterdir())]
+        except OSError:  # which `state` says
+            return []
+        return [Stored(match[1], match[2], path) for match, path in found if match]
+
+    def get(self, model: str) -> Stored | None:
+        """The file of an ID, if there is one."""
+        return next((stored for stored in self.models() if stored.id == model), None)
+
+    def title(self, model: str) -> str:
+        """A model by its ID and name, for people."""
+        return "the bundled one" if model == BUNDLED else str(self.get(model) or model)
+
+    def find(self, said: str) -> Stored:
+        """The model that a person means: by its ID or the beginning of it, or by its name.
+
+        Raises:
+            InputError: If there is none, or more than one.
+        """
+        models = self.models()
+        found = [m for m in models if said in (m.id, m.name, str(m)) or (len(said) >= 4 and m.id.startswith(said))]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"{said!r} may be {' or '.join(map(str, found))}; give the ID, the digits before the -")
+        if not models:
+            raise InputError(f"{self.folder} holds no models; install one: maskfer-edge model install FILE")
+        known = {BUNDLED: BUNDLED} | {text: str(m) for m in models for text in (m.id, m.name, str(m))}
+        near = known[difflib.get_close_matches(said, known, 1, 0.0)[0]]
+        raise InputError(f"{self.folder} holds no model {said!r}; the nearest is {near}")
+
+    def state(self) -> State:
+        """What is in use; if that cannot be read it is the bundled models, and a line says so."""
+        path = self.folder / STATE_NAME
+        try:
+            return read_state(path.read_bytes())
+        except FileNotFoundError:
+            if not self.folder.is_dir():
+                problem = f"{self.folder}, the folder of installed models, is not there"
+            elif self.models():
+                problem = f"{path} is missing"
+            else:
+                return State()
+        except OSError as error:
+            problem = f"{path} cannot be read: {error.strerror or error}"
+        except ValueError as error:
+            problem = f"{path} is damaged ({error})"
+        if problem != self._complaint:  # once is enough
+            self._complaint = problem
+            self.tell(f"{problem}; the bundled models are in use")
+        return State()
+
+    def change(self, step: Callable[[State], State]) -> State:
+        """Replace the state by what `step` makes of it, whole or not at all; `step` may raise.
+
+        Returns:
+            The new state.
+
+        Raises:
+            OutputError: If it cannot be written, or others keep it locked.
+        """
+        with self._state_lock():
+            before = self.state()
+            after = step(before)
+            if after != before:
+                write_whole(self.folder / STATE_NAME, after.to_json(), overwrite=True)
+        return after
+
+    @contextmanager
+    def installing(self) -> Iterator[None]:
+        """Only one installation at a time. There is a state from now on, and what a killed one left is removed.
+
+        Raises:
+            OutputError: If another one is at work, or the folder cannot be written.
+        """
+        busy = f"another program installs a model in {self.folder}; wait until it is done"
+        with self._lock(".install.lock", 0.0, busy):
+            with self._state_lock(), _explained(self.folder):
+                for left in self.folder.glob(".*.partial*"):
+                    left.unlink(missing_ok=True)
+                if not (self.folder / STATE_NAME).exists():
+                    write_whole(self.folder / STATE_NAME, self.state().to_json())
+            yield
+
+    def installed(self, stored: Stored, kind: str, signed_by: str, *, use: bool) -> State:
+        """Note a model whose file is there already, and use it if asked to; the oldest that nobody needs are removed.
+
+        Raises:
+            OutputError: As `change`.
+        """
+        kept: set[str] = set()
+
+        def step(state: State) -> State:
+            signed = {model: signer for model, signer in state.signed_by.items() if model != stored.id}
+            signed[stored.id] = signed_by
+            if use:
+                state = state.switched_to(kind, state.slot(kind).used(stored.id))
+            # what a lost state has forgotten counts as older than all
+            ids = [*(m.id for m in self.models() if m.id not in signed), *signed]
+            named = state.named()
+            kept.update(named, [model for model in ids if model not in named][-KEPT_OTHERS:])
+            return replace(state, signed_by={model: signer for model, signer in signed.items() if model in kept})
+
+        state = self.change(step)
+        for old in self.models():
+            if old.id not in kept:
+                with suppress(OSError):  # it only takes up space
+                    old.path.unlink()
+        return state
+
+    def use(self, model: str, kind: str) -> State:
+        """Switch a kind to an installed model that was looked at already, or to `BUNDLED`. Raises OutputError."""
+        return self.change(lambda state: state.switched_to(kind, state.slot(kind).used(model)))
+
+    def rollback(self, kind: str | None = None) -> tuple[str, Slot, Slot]:
+        """Go back by one model; see `Slot.rolled_back`.
+
+        Args:
+            kind: None: the one that was switched last.
+
+        Returns:
+            The kind, its slot before and its slot now.
+
+        Raises:
+            InputError: If there is nothing to go back to, or it is not whole.
+            OutputError: As `change`.
+        """
+        done: list[tuple[str, Slot, Slot]] = []
+
+        def step(state: State) -> State:
+            chosen = kind or state.switched
+            before, after = state.slot(chosen), state.slot(chosen).rolled_back()
+            if after.in_use == before.in_use:
+                now = self.title(before.in_use)
+                raise InputError(f"there is no {chosen} model to go back to from {now}; nothing was changed")
+            self._checked(after.in_use, chosen)
+            done.append((chosen, before, after))
+            return state.switched_to(chosen, after)
+
+        self.change(step)
+        return done[0]
+
+    def choose(self, slot: Slot, kind: str) -> Stored | None:
+        """The model in use if it is whole, else the last good one, else the bundled one (None); a line says so."""
+        problems = []
+        for model in dict.fromkeys((slot.in_use, slot.last_good, BUNDLED)):
+            try:
+                chosen = self._checked(model, kind)
+            except InputError as error:
+                problems.append(str(error))
+                continue
+            break
+        if problems:
+            self.tell(f"{'; '.join(problems)}; the {kind} model used instead is {self.title(model)}")
+        return chosen
+
+    def _checked(self, model: str, kind: str) -> Stored | None:
+        """A model that is there, whole and of a kind; None: the bundled one. Raises InputError."""
+        if model == BUNDLED:
+            return None
+        stored = self.get(model)
+        if stored is None:
+            raise InputError(f"model {model} is not in {self.folder} any more")
+        is_of = stored.read().info.kind
+        if is_of != kind:
+            raise InputError(f"{stored.path} is of kind {is_of!r}, not {kind!r}")
+        return stored
+
+    @contextmanager
+    def _state_lock(self) -> Iterator[None]:
+        busy = f"another program keeps the state of {self.folder} locked; try again"
+        with self._lock(".state.lock", LOCK_WAIT_S, busy):
+            yield
+
+    @contextmanager
+    def _lock(self, name: str, wait_s: float, busy: str) -> Iterator[None]:
+        with _explained(self.folder):
+            # never through a link that someone has put there
+            lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            if not os.access(self.folder, os.W_OK):
+                os.close(lock)
+                raise PermissionError(errno.EACCES, "may not be changed by this user, or is on a read-only disk")
+        try:
+            deadline = time.monotonic() + wait_s
+            while not _flocked(lock):
+                if time.monotonic() >= deadline:
+                    raise OutputError(busy)
+                time.sleep(0.02)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _flocked(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = "; run it with sudo, or as the folder's owner" if isinstance(error, PermissionError) else ""
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}{remedy}") from error

@@ -14,8 +14,9 @@ demo: $(VENV)/edge.done
 		--record $(RESULT)/demo.mp4 --jsonl $(RESULT)/demo.jsonl
 	@echo "The annotated video lies in $(RESULT)/demo.mp4, its results as JSON lines in $(RESULT)/demo.jsonl"
 
+# the tools that check deploy/ are looked for by name
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

@@ -312,7 +312,7 @@ choose_targets() {
 
 # Sets which packages are new, and how large they are.
 plan_packages() {
-  apt_get -s install "${targets[@]}" || die "apt cannot install ${missing[*]}: $(complaint)"
+  apt_get -s install --no-remove "${targets[@]}" || die "apt cannot install ${missing[*]}: $(complaint)"
   mapfile -t new_packages < <(names_of_new_packages <"$WORK/log")
   read -r installed_mb download_mb < <(
     {
@@ -332,7 +332,7 @@ install_packages() {
   undo remove_packages_of_this_run "${new_packages[@]}"
   printf '%s\n' "${new_packages[@]}" >>"$STATE/packages"
   CHANGED=yes
-  apt_get install "${targets[@]}" || die "apt could not install ${missing[*]}: $(complaint)"
+  apt_get install --no-remove "${targets[@]}" || die "apt could not install ${missing[*]}: $(complaint)"
 }
 
 remove_packages_of_this_run() {

@@ -39,13 +39,17 @@ def read_yaml(name):
 
 
 def rendered(template, **variables):
+    return rendered_text(template.read_text(), **variables)
+
+
+def rendered_text(text, **variables):
     environment = jinja2.Environment(
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined, autoescape=False
     )
     # Ansible's own
     environment.filters["to_json"] = json.dumps
     environment.filters["combine"] = lambda value, other: value | other
-    return environment.from_string(template.read_text()).render(ansible_managed="Ansible managed", **variables)
+    return environment.from_string(text).render(ansible_managed="Ansible managed", **variables)
 
 
 def tasks(name):
@@ -109,6 +113,16 @@ def test_whatever_fails_leads_back():
     for back in ("go_back", "model_back"):
         # or the host would count as well
         assert "ansible.builtin.fail" in read_yaml(f"roles/maskfer/tasks/{back}.yml")[-1]
+
+
+def test_the_health_check_is_asked_as_it_wants(gate):
+    command = tasks("roles/maskfer/tasks/start.yml")[-1]["ansible.builtin.script"]["cmd"]
+    program, *arguments = rendered_text(
+        command, maskfer_gate_steady_seconds=10, maskfer_gate_seconds=120, maskfer_gate_model="abc"
+    ).split()
+    assert (ROLE / "files" / program).exists()
+    said = gate.options().parse_args(arguments)
+    assert (said.steady, said.within, said.model) == (10, 120, "abc")
 
 
 def test_settings_come_through_as_they_are():

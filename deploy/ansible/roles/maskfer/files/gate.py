@@ -106,14 +106,19 @@ def wait_for_model(model: str, deadline: float) -> None:
         time.sleep(EVERY_S)
 
 
-def main() -> int:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+def options() -> argparse.ArgumentParser:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(description="Waits until maskfer processes frames steadily on this machine.")
     parser.add_argument("--config", type=Path, default=Path("/etc/maskfer/maskfer.toml"))
     parser.add_argument("--steady", type=float, default=10.0, help="seconds for which frames must flow")
     parser.add_argument("--within", type=float, default=120.0, help="seconds before which they must")
     parser.add_argument("--model", help="ID of an installed model that must have passed its trial")
-    said = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    """Entry point."""
+    said = options().parse_args()
     deadline = time.monotonic() + said.within
     try:
         frames = wait_for_frames(metrics_url(said.config), said.steady, deadline)

@@ -276,4 +276,24 @@ fails 11-wrongly-signed models.yml -e "maskfer_model=$FOLDER/unsigned.tflite"
 recap 11-wrongly-signed one "failed=1"
 same one "$one" "$(state one)"
 
+play 12-revoked site.yml --limit one -e "maskfer_bundle=$FOLDER/next" -e "{maskfer_revoked_signers: '$(cat "$FOLDER/signer.pub")'}"
+fails 13-of-a-revoked-key models.yml -e "maskfer_model=$FOLDER/third.tflite" --limit one
+said 13-of-a-revoked-key "one runs with the model that it had, and that works"
+[[ $(model_of one) == "$(id_of second)" ]] || die "a model of a revoked key was installed"
+
+say "14-broken-off: Ansible is killed while it waits for frames"
+changed=(site.yml --limit one -e "maskfer_bundle=$FOLDER/next" -e '{"maskfer_own_settings": {"detect_every": 4}}')
+(cd "$CHECKOUT/deploy/ansible" && exec setsid ansible-playbook -i "$FOLDER/inventory.yml" "${changed[@]}") >"$FOLDER/14-broken-off.log" 2>&1 &
+killed=$!
+for ((i = 0; i < 300; i++)); do ! grep -q "Wait until frames flow" "$FOLDER/14-broken-off.log" || break; sleep 0.2; done
+kill -KILL -- -$killed
+wait $killed || true
+sleep 3
+on one test -d /opt/maskfer/previous || die "nothing was kept"
+process=$(on one systemctl show -P MainPID maskfer)
+play 15-after-it "${changed[@]}"
+[[ $(on one systemctl show -P MainPID maskfer) != "$process" ]] || die "the service was not started afresh"
+! on one test -d /opt/maskfer/previous || die "what was kept is still there"
+frames_flow one
+
 say "All as it should be; the logs lie in $FOLDER"

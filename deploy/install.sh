@@ -550,13 +550,20 @@ start_service() {
     return
   fi
   local verb=start
-  [[ $CHANGED == no ]] || verb=restart
+  [[ $CHANGED == no ]] && ! runs_another_version || verb=restart
   # which waits for the first frame; without a camera there is none, and systemd tries again and again
   if timeout "$START_WAIT_S" systemctl "$verb" maskfer 2>/dev/null; then
     say "   the service runs"
   else
     say "   the service was started, but no camera has given it a frame yet; see: systemctl status maskfer"
   fi
+}
+
+# As after --no-start.
+runs_another_version() {
+  local process
+  process=$(systemctl show --property MainPID --value maskfer)
+  ((${process:-0})) && ! grep -qsF -- "$(readlink -- "$CURRENT")/" "/proc/$process/maps"
 }
 
 systemd_runs() { [[ -d $ROOT/run/systemd/system ]]; }

@@ -92,7 +92,10 @@ esac
     "setpriv": 'until [[ $1 == -- ]]; do shift; done; shift; exec "$@"',
     "systemctl": """
 [[ $1 != --version ]] || { echo "systemd $(cat "$FAKE/systemd") (made up)"; exit; }
-case $1 in start | restart) [[ -e $FAKE/camera ]] ;; esac
+case $1 in
+  start | restart) [[ -e $FAKE/camera ]] ;;
+  show) [[ ! -e $FAKE/process ]] || cat "$FAKE/process" ;;
+esac
 """,
     # python3 of the system, and of the environments that it makes
     "python3": """

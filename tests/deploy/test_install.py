@@ -1,5 +1,6 @@
 """install.sh on a made-up machine: what it refuses, does, undoes and removes; try_install.sh runs it on real ones."""
 
+import os
 import re
 import shutil
 import signal
@@ -283,6 +284,13 @@ def test_it_can_wait_for_the_next_boot(machine):
     ran = machine.run("--no-start")
     assert "starts at the next boot (--no-start)" in ran.said
     assert {call.split()[1] for call in machine.calls("systemctl")} == {"--version", "daemon-reload"}
+
+
+def test_a_service_that_still_runs_the_version_before_is_started_afresh_by_the_next_run(machine):
+    machine.run("--no-start")
+    machine.set("process", str(os.getpid()))  # which is of no environment at all
+    assert "nothing was changed" in machine.run().said
+    assert machine.calls("systemctl")[-1] == "systemctl restart maskfer"
 
 
 def test_in_an_image_without_systemd_the_service_starts_at_its_first_boot(machine):

@@ -32,9 +32,7 @@ def info(**changes):
 @pytest.fixture(scope="module")
 def flatbuffer():
     """An int8 network for which a face is a cell that is white all over."""
-    import keras
-    import tensorflow as tf
-
+    keras, tf = pytest.importorskip("keras"), pytest.importorskip("tensorflow")
     inputs = keras.Input((HEIGHT, WIDTH, 1))
     means = keras.layers.Conv2D(1, STRIDE, strides=STRIDE, use_bias=False)
     heat, boxes = keras.layers.Conv2D(1, 1, activation="sigmoid"), keras.layers.Conv2D(4, 1)

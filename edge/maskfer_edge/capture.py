@@ -209,7 +209,15 @@ class Capture:
                     self._note_fresh(now)
                 elif now - changed > self._stall_s:
                     raise CameraError(f"camera {camera.name} gives the same picture again and again")
+                else:
+                    self._note_read(now)
             self._hand_over(camera, frame)
+
+    def _note_read(self, now: float) -> None:
+        """The camera answers, if only with the same picture: `_check_stall` is for one that does not."""
+        with self._changed:
+            if threading.current_thread() is self._reader:
+                self._deadline = now + self._stall_s
 
     def _note_fresh(self, now: float) -> None:
         with self._changed:

@@ -145,7 +145,7 @@ class ScriptedCamera(Camera):
 GOES_ON = [2, 3] * 1000
 
 
-def watched(*scripts, wanted=3, retries=None, stall_s=0.1):
+def watched(*scripts, wanted=3, retries=None, stall_s=0.3):
     """Read through cameras opened one after another; gives (grey levels seen, lines told, capture)."""
     cameras = [script if isinstance(script, Exception) else ScriptedCamera(script) for script in scripts]
     told, seen = [], []
@@ -172,7 +172,7 @@ def watched(*scripts, wanted=3, retries=None, stall_s=0.1):
         ([CameraError("unplugged")], "unplugged"),
         ([OSError("input/output error")], "input/output error"),
         (["block"], "it gives no frames"),
-        ([1] * 200, "the same picture again and again"),
+        ([1] * 1000, "the same picture again and again"),
     ],
 )
 def test_a_lost_camera_comes_back(ending, why):

@@ -204,27 +204,23 @@ class Capture:
                 # one pixel of 64 is enough: noise alone changes a living camera's picture everywhere
                 sample = frame.image[::8, ::8].copy()
                 now = time.monotonic()
-                if self._sample is None or not np.array_equal(sample, self._sample):
+                fresh = self._sample is None or not np.array_equal(sample, self._sample)
+                if fresh:
                     self._sample, changed = sample, now
-                    self._note_fresh(now)
                 elif now - changed > self._stall_s:
                     raise CameraError(f"camera {camera.name} gives the same picture again and again")
-                else:
-                    self._note_read(now)
+                self._note_read(now, fresh=fresh)
             self._hand_over(camera, frame)
 
-    def _note_read(self, now: float) -> None:
+    def _note_read(self, now: float, *, fresh: bool) -> None:
         """The camera answers, if only with the same picture: `_check_stall` is for one that does not."""
-        with self._changed:
-            if threading.current_thread() is self._reader:
-                self._deadline = now + self._stall_s
-
-    def _note_fresh(self, now: float) -> None:
         with self._changed:
             if threading.current_thread() is not self._reader:
                 return
-            self._fresh += 1
             self._deadline = now + self._stall_s
+            if not fresh:
+                return
+            self._fresh += 1
             if self.lost:
                 self.lost = ""
                 self._tell(f"{self.camera.name} is back")

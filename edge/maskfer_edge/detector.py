@@ -129,7 +129,7 @@ class HaarDetector(Detector):
                 for detection in self._search_near(grey, (x / shrink, y / shrink, w / shrink, h / shrink)):
                     if all(overlap(detection.box, other.box) < SAME_FACE for other in found):
                         found.append(detection)
-        return [Detection(_scaled(d.box, shrink), d.score) for d in found]
+        return [Detection(scaled(d.box, shrink), d.score) for d in found]
 
     def _search_near(self, grey: UInt8Array, box: tuple[float, float, float, float]) -> list[Detection]:
         """Look for a face of about that size around a box."""
@@ -142,7 +142,7 @@ class HaarDetector(Detector):
         # the cascade's own window is 20 pixels; at twice to thrice that a face is found as well as at any size
         part, shrink = _shrunk(part, max(part.shape) * NEAR_FACE / side)
         found = self._search(part, *(round(side * share / shrink) for share in NEAR_SIZES))
-        moved = [(*_scaled(d.box, shrink), d.score) for d in found]
+        moved = [(*scaled(d.box, shrink), d.score) for d in found]
         return [Detection((x + left, y + top, w, h), score) for x, y, w, h, score in moved]
 
     def _search(self, grey: UInt8Array, least: int, most: int) -> list[Detection]:
@@ -170,8 +170,9 @@ def _shrunk(image: UInt8Array, most_side: float) -> tuple[UInt8Array, float]:
     return image, shrink
 
 
-def _scaled(box: Box, factor: float) -> Box:
-    x, y, w, h = (round(side * factor) for side in box)
+def scaled(box: Box, by: float) -> Box:
+    """A box in pixels of a picture that is `by` times as large, rounded."""
+    x, y, w, h = (round(side * by) for side in box)
     return x, y, w, h
 
 

@@ -12,7 +12,7 @@ from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, Detector
+from maskfer_edge.detector import Box, Detection, Detector, scaled
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import HealthMeter
@@ -125,12 +125,12 @@ class Pipeline:
         self._until_detection = self.detect_every * self.slowdown - 1
         if self.detect_every == 1:
             return []
-        expected = [_scaled(box, 1 / scale) for box in self.tracker.expected(frame)]
+        expected = [scaled(box, 1 / scale) for box in self.tracker.expected(frame)]
         self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
         return [] if self._until_full == FULL_EVERY - 1 else expected
 
     def _take(self, frame: int, detections: list[Detection], scale: float) -> None:
-        self.tracker.detected(frame, [Detection(_scaled(d.box, scale), d.score) for d in detections])
+        self.tracker.detected(frame, [Detection(scaled(d.box, scale), d.score) for d in detections])
 
     def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""
@@ -142,11 +142,6 @@ class Pipeline:
         latency_ms = round(_ms_since(started), 2)
         self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
         return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms)
-
-
-def _scaled(box: Box, by: float) -> Box:
-    x, y, w, h = (round(side * by) for side in box)
-    return x, y, w, h
 
 
 def _ms_since(started: float) -> float:

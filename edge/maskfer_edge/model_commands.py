@@ -80,7 +80,7 @@ def list_command(
     models = ModelStore(store, say)
     state = models.state()
     found = [(stored, *_looked_at(stored)) for stored in models.models()]
-    chosen = {kind: models.choose(state.slot(kind), kind) for kind in KINDS}
+    chosen = models.choose_each(state, KINDS)
     if json_:
         listed = [
             {"id": m.id, "name": m.name, "kind": kind, "signed_by": state.signed_by.get(m.id, ""), "problem": problem}

@@ -18,7 +18,7 @@ import os
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -261,6 +261,10 @@ class ModelStore:
         if problems:
             self.tell(f"{'; '.join(problems)}; the {kind} model used instead is {self.title(model)}")
         return chosen
+
+    def choose_each(self, state: State, kinds: Iterable[str]) -> dict[str, Stored | None]:
+        """`choose` for each of some kinds."""
+        return {kind: self.choose(state.slot(kind), kind) for kind in kinds}
 
     def _checked(self, model: str, kind: str) -> Stored | None:
         """A model that is there, whole and of a kind; None: the bundled one. Raises InputError."""

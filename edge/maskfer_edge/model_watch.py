@@ -59,7 +59,7 @@ def start(store: ModelStore, kinds: Sequence[str], leave: Leave) -> tuple[Mappin
             for kind in kinds:
                 good = state.slot(kind).last_good
                 state = state.with_slot(kind, Slot(good, good))
-    chosen = {kind: store.choose(state.slot(kind), kind) for kind in kinds}
+    chosen = store.choose_each(state, kinds)
     on_trial = {
         kind: model.id
         for kind, model in chosen.items()

@@ -135,9 +135,7 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
     """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
     if settings.models:
         store = ModelStore(Path(settings.models))
-        state = store.state()
-        chosen = {kind: store.choose(state.slot(kind), kind) for kind in _kinds_installed(settings)}
-        settings = _with_models(settings, chosen)
+        settings = _with_models(settings, store.choose_each(store.state(), _kinds_installed(settings)))
     model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
     return Pipeline(
         open_detector(settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads),

@@ -163,21 +163,19 @@ list_root() {
   ) | LC_ALL=C sort
 }
 
-timed() {
-  local began=$SECONDS
-  if "${@:2}" >"$TRY/log" 2>&1; then
-    echo "ok   $1 in $((SECONDS - began)) s"
-  else
-    echo "BAD  $1: $(tail -n 5 "$TRY/log")"
-    FAILED=$((FAILED + 1))
-  fi
-}
+timed() { judge "$TRY/log" yes "$@"; }
 
-check() {
-  if "${@:2}" >"$TRY/said" 2>&1; then
-    echo "ok   $1"
+# in a log of its own, as what is checked may be the other
+check() { judge "$TRY/said" no "$@"; }
+
+# judge LOG WITH-SECONDS NAME COMMAND...
+judge() {
+  local log=$1 with_seconds=$2 name=$3 began=$SECONDS took=""
+  if "${@:4}" >"$log" 2>&1; then
+    [[ $with_seconds == no ]] || took=" in $((SECONDS - began)) s"
+    echo "ok   $name$took"
   else
-    echo "BAD  $1: $(tail -n 5 "$TRY/said")"
+    echo "BAD  $name: $(tail -n 5 "$log")"
     FAILED=$((FAILED + 1))
   fi
 }

@@ -22,7 +22,8 @@ DEFAULT_STORE = Path("/var/lib/maskfer/models")
 DEFAULT_SIGNERS = Path("/etc/maskfer/allowed_signers")
 RESTART = "it runs from the next start on (sudo systemctl restart maskfer)"
 
-StoreOption = Annotated[Path, typer.Option(help="Folder of installed models.")]
+# resolved while the folder that we are in counts, see _become_owner
+StoreOption = Annotated[Path, typer.Option(help="Folder of installed models.", resolve_path=True)]
 KindOption = Annotated[str | None, typer.Option(help="expression or detector.", show_default=False)]
 
 
@@ -167,6 +168,8 @@ def _become_owner(store: Path) -> None:
     So whoever runs the models can read and change what is made here, and a new model's first run is not root's.
     """
     if os.geteuid() == 0 and store.is_dir() and (owner := store.stat()).st_uid:
+        # the folder that root is in, such as /root, may be closed to the owner
+        os.chdir("/")
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)

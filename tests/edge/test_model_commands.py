@@ -258,10 +258,11 @@ def test_all_of_it_goes_with_real_trial_runs(tmp_path):
 
 # The libraries lie where root alone may read them on some machines, so they are loaded before.
 AS_ROOT = """
-import os
+import os, pathlib
 from maskfer_edge import cli, drawing, model_install
 
 def try_out(path, name):
+    pathlib.Path("demo").exists()  # which a source may be, and raises in a folder that is closed
     print(os.getresuid(), os.getresgid(), os.getgroups())
     return model_install.Trial(5, 5, 1.0)
 
@@ -278,12 +279,14 @@ def test_root_works_as_the_store_s_owner():
         store = ModelStore(Path(folder) / "lib" / "models")
         store.folder.parent.mkdir()
         os.chown(store.folder.parent, user, group)
-        source = Path(folder) / "private" / "m.tflite"
-        source.parent.mkdir(mode=0o700)  # which only root can read
-        shutil.copy(DATA / DEFAULT_MODEL, source)
-        command = [sys.executable, "-c", AS_ROOT, "model", "install", str(source)]
-        options = ["--store", str(store.folder), "--signers", "none", "--allow-unsigned"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+        private = Path(folder) / "private"
+        private.mkdir(mode=0o700)  # which only root can read
+        shutil.copy(DATA / DEFAULT_MODEL, private / "m.tflite")
+        command = [sys.executable, "-c", AS_ROOT, "model", "install", "m.tflite", "--store", "../lib/models"]
+        options = ["--signers", "none", "--allow-unsigned"]
+        done = subprocess.run(
+            [*command, *options], cwd=private, capture_output=True, text=True, timeout=120, check=False
+        )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"{(user,) * 3} {(group,) * 3} []")
         owners = {(path.stat().st_uid, path.stat().st_gid) for path in [store.folder, *store.folder.iterdir()]}

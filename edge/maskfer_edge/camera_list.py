@@ -83,7 +83,10 @@ def ask_picamera2(timeout_s: float = 30.0) -> list[dict[str, Any]]:
         said = ran.stdout.strip().rpartition("\n")[2]
         if ran.returncode == 0:
             return [dict(camera) for camera in json.loads(said)]
-        reason = ran.stderr.strip().rpartition("\n")[2][:200] or f"it ended with status {ran.returncode}"
+        reason = ran.stderr.strip().rpartition("\n")[2][:200]
+        # the last words before a crash need not tell of it
+        if ran.returncode < 0 or not reason:
+            reason = f"it ended with status {ran.returncode}" + (f": {reason}" if reason else "")
     except (OSError, TypeError, ValueError, subprocess.SubprocessError) as error:
         reason = " ".join(str(error).split())[:200]
     # "numpy.dtype size changed", "numpy.core.multiarray failed to import", "_ARRAY_API not found"

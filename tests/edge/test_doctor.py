@@ -129,9 +129,12 @@ def test_a_missing_picamera2_is_good_and_says_how_to_have_it(monkeypatch):
 
 
 def test_a_picamera2_that_numpy_breaks_is_bad(tmp_path):
+    installed = tmp_path / "numpy-2.4.6.dist-info"  # another one may be there, with another remedy
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: numpy\nVersion: 2.4.6\n")
     source = "raise ValueError('numpy.dtype size changed, may indicate binary incompatibility')"
     good, found, remedy = examined_with(tmp_path, "picamera2", source)["picamera2"]
-    assert good == "False" and "does not work with numpy" in found
+    assert good == "False" and "does not work with numpy 2.4.6" in found
     assert remedy == "run: pip install 'numpy<2' 'opencv-python<4.12'"
 
 

@@ -2,6 +2,7 @@ import socket
 import time
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,9 @@ def test_before_the_first_result_there_is_no_age():
 
 
 def test_the_process_is_measured_too():
+    # the 24th field; its second, a name in brackets, may hold spaces
+    if Path("/proc/self/stat").read_text().rpartition(")")[2].split()[21] == "0":
+        pytest.skip("QEMU's user emulation tells no resident memory")
     with MetricsServer(lambda: HEALTH, 0) as server:
         assert samples(server, "process_")[("process_resident_memory_bytes",)] > 0
 

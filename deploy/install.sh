@@ -310,13 +310,16 @@ choose_targets() {
   fi
 }
 
-# Sets which packages are new, and how large they are.
+# Sets which packages are new, how large they are, and how much of them comes by network.
 plan_packages() {
+  local file fetched=()
   apt_get -s install --no-remove "${targets[@]}" || die "apt cannot install ${missing[*]}: $(complaint)"
   mapfile -t new_packages < <(names_of_new_packages <"$WORK/log")
+  # apt may know a package of the bundle from its lists as well
+  mapfile -t fetched < <(sed '/ local-deb /d' "$WORK/log" | names_of_new_packages)
   read -r installed_mb download_mb < <(
     {
-      apt-cache show --no-all-versions "${new_packages[@]}" 2>/dev/null || true
+      apt-cache show --no-all-versions ${fetched[@]+"${fetched[@]}"} 2>/dev/null || true
       for file in "${targets[@]}"; do [[ $file != /* ]] || dpkg-deb --field "$file" Installed-Size; done
     } | awk '/^(Installed-Size: )?[0-9]+$/ { kb += $NF } /^Size:/ { bytes += $2 }
       END { print int(kb / 1024) + 1, int(bytes / 1048576) + 1 }'

@@ -37,13 +37,16 @@ COMMANDS = {
     "df": 'echo Avail; cat "$FAKE/free_mb"',
     "apt-get": """
 words=()
-simulated=no verb=
+simulated=no verb= files=
 while (($#)); do
   case $1 in
     -o) shift ;;
     -s) simulated=yes ;;
     -*) ;;
-    *) if [[ -z $verb ]]; then verb=$1; else words+=("$(basename "$1" .deb)"); fi ;;
+    *)
+      if [[ -z $verb ]]; then verb=$1; else words+=("$(basename "$1" .deb)"); fi
+      [[ $1 != *.deb ]] || files+=" $(basename "$1" .deb) "
+      ;;
   esac
   shift
 done
@@ -55,7 +58,8 @@ case $verb in
   install)
     for name in "${words[@]}"; do
       if ! grep -qxF "$name" "$FAKE/installed"; then
-        echo "Inst $name (1.0 Debian:12/stable [amd64])"
+        [[ $files == *" $name "* ]] && from=", local-deb" || from=""
+        echo "Inst $name (1.0 Debian:12/stable$from [amd64])"
         [[ $simulated == yes ]] || { [[ -e $FAKE/apt-fails ]] && echo "E: Failed to fetch $name" && exit 100; }
         [[ $simulated == yes ]] || echo "$name" | tee -a "$FAKE/manual" >>"$FAKE/installed"
       fi

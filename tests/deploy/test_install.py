@@ -339,6 +339,15 @@ def test_its_packages_are_installed_from_it(machine):
     assert "/debs/bash.deb" not in machine.calls("apt-get")[-1]
 
 
+def test_packages_of_a_bundle_and_of_apt_count_once(machine):
+    folder = machine.bundle()
+    (folder / "debs").mkdir()
+    (folder / "debs/libgl1.deb").touch()
+    ran = machine.run(script=folder / "install.sh")
+    # 1 MB of each file, 100 MB of each that apt knows, rounded up
+    assert f"installing {len(PACKAGES)} packages, {1 + (len(PACKAGES) - 1) * 100 + 1} MB" in ran.said
+
+
 @pytest.mark.parametrize(("release", "architecture"), [("trixie", "amd64"), ("bookworm", "arm64")])
 def test_a_bundle_for_another_machine_is_refused(machine, release, architecture):
     folder = machine.bundle(release, architecture)

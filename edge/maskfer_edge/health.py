@@ -46,6 +46,7 @@ class Health:
             between), ``age`` (from the frame's capture to its result).
         output_drops: Output to how many frames it was too slow for.
         warnings: What the board says of itself, e.g. under-voltage.
+        put_back: Kinds of installed models whose newest failed on trial, so that the last good one runs.
     """
 
     seconds: float
@@ -59,6 +60,7 @@ class Health:
     latency_ms: dict[str, Latency]
     output_drops: dict[str, int]
     warnings: tuple[str, ...] = ()
+    put_back: tuple[str, ...] = ()
 
 
 @dataclass
@@ -76,6 +78,7 @@ class HealthMeter:
     frames_with_faces: int = 0
     expressions: Counter[str] = field(default_factory=Counter)
     warnings: tuple[str, ...] = ()
+    put_back: tuple[str, ...] = ()
     output_drops: dict[str, Callable[[], int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,4 +123,5 @@ class HealthMeter:
                 latency_ms={s: Latency(round(float(p50), 2), round(float(p95), 2)) for s, (p50, p95) in stages.items()},
                 output_drops={name: drops() for name, drops in self.output_drops.items()},
                 warnings=self.warnings,
+                put_back=self.put_back,
             )

@@ -107,3 +107,10 @@ class HealthCollector:
         for warning in health.warnings:
             warnings.add_metric((warning,), 1)
         yield warnings
+
+        put_back = GaugeMetricFamily(
+            "maskfer_model_put_back", "1 for each kind of model whose newest failed on trial.", labels=("kind",)
+        )
+        for kind in health.put_back:
+            put_back.add_metric((kind,), 1)
+        yield put_back

@@ -65,7 +65,7 @@ def start(store: ModelStore, kinds: Sequence[str], leave: Leave) -> tuple[Mappin
         for kind, model in chosen.items()
         if model is not None and state.slot(kind).on_trial and state.slot(kind).in_use == model.id
     }
-    return chosen, TrialWatch(store, on_trial, leave)
+    return chosen, TrialWatch(store, on_trial, leave, tuple(kind for kind in kinds if state.slot(kind).put_back))
 
 
 def _tried(store: ModelStore, state: State, kinds: Sequence[str]) -> State:
@@ -81,9 +81,15 @@ def _tried(store: ModelStore, state: State, kinds: Sequence[str]) -> State:
 
 
 class TrialWatch:
-    """Judges the models on trial of a run; does nothing if there are none."""
+    """Judges the models on trial of a run; does nothing if there are none.
 
-    def __init__(self, store: ModelStore | None, on_trial: Mapping[str, str], leave: Leave) -> None:
+    Attributes:
+        put_back: Kinds of which the run has the last good model, as the newest has failed before.
+    """
+
+    def __init__(
+        self, store: ModelStore | None, on_trial: Mapping[str, str], leave: Leave, put_back: tuple[str, ...] = ()
+    ) -> None:
         """Set up.
 
         Args:
@@ -91,7 +97,9 @@ class TrialWatch:
             on_trial: Kind to the ID of each model on trial.
             leave: Called, by another thread, with what is to be said when a loop hangs in native code, so that no
                 exception can end it: only the end of the process does.
+            put_back: See the attributes.
         """
+        self.put_back = put_back
         self._store, self._on_trial, self._leave = store, dict(on_trial), leave
         self._lock = threading.Lock()
         self._closed = threading.Event()

@@ -91,7 +91,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         stack.callback(pipeline.close)
         watch.models_opened()
         stack.push(lambda kind, error, trace: watch.close(innocent=kind is None or issubclass(kind, INNOCENT)))
-        meter = HealthMeter()
+        meter = HealthMeter(put_back=watch.put_back)
         server = None
         if settings.browser or settings.source == BROWSER_SOURCE:
             host, port = address(settings.browser or DEFAULT_BROWSER, "browser")

@@ -14,6 +14,7 @@ import pytest
 from maskfer_edge.board import FLAGS
 from maskfer_edge.health import Health, Latency
 from maskfer_edge.metrics import MetricsServer
+from maskfer_edge.model_state import KINDS
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed; pip install pyyaml")
 parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
@@ -51,7 +52,7 @@ def reported():
     """The labels of all metrics that a run can report, by name."""
     took = Latency(20.0, 31.5)
     stages = {"detect": took, "classify": took, "result": took, "age": took}
-    health = Health(9.0, 120, 14.9, 2, 0.02, 3, 1, "", stages, {"mqtt": 4}, tuple(FLAGS))
+    health = Health(9.0, 120, 14.9, 2, 0.02, 3, 1, "", stages, {"mqtt": 4}, tuple(FLAGS), KINDS)
     with MetricsServer(lambda: health, 0) as server:
         text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()
     labels = {}

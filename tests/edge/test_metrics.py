@@ -24,6 +24,7 @@ HEALTH = Health(
     latency_ms={"detect": Latency(20.0, 31.5)},
     output_drops={"mqtt": 4},
     warnings=("under-voltage",),
+    put_back=("detector",),
 )
 
 
@@ -56,6 +57,7 @@ def test_a_scrape_gives_the_state_of_the_run():
             ("maskfer_latency_seconds", "0.95", "detect"): 0.0315,
             ("maskfer_output_dropped_total", "mqtt"): 4,
             ("maskfer_board_warning", "under-voltage"): 1,
+            ("maskfer_model_put_back", "detector"): 1,
         }
 
 
@@ -67,6 +69,7 @@ def test_labels_and_types_are_named():
         "maskfer_latency_seconds": {"stage", "quantile"},
         "maskfer_output_dropped": {"output"},
         "maskfer_board_warning": {"warning"},
+        "maskfer_model_put_back": {"kind"},
     }
     counters = {name for name in labels if families[name].type == "counter"}
     assert counters == {

@@ -190,6 +190,19 @@ def test_three_starts_that_ended_early_put_the_last_good_one_back(store, camera,
     assert store.state().expression == Slot(good, good, BUNDLED, put_back=new, reason=why)
 
 
+def test_a_run_tells_which_models_were_put_back_until_the_next_switch(store):
+    def put_back():
+        with opened(RunSettings(source="demo", headless=True, models=str(store.folder))) as made:
+            return made.meter.snapshot().put_back
+
+    put(store, "new")
+    assert put_back() == ()
+    store.change(lambda state: state.with_slot(EXPRESSION, state.expression.failed("no result")))
+    assert put_back() == (EXPRESSION,)
+    put(store, "newer")
+    assert put_back() == ()
+
+
 def test_a_model_that_cannot_be_opened_is_a_try_each_time(store, monkeypatch):
     put(store, "new")
 
@@ -242,13 +255,13 @@ def test_a_try_stays_noted_until_the_models_are_open_and_from_the_first_frame_on
 
 @pytest.mark.parametrize("kind", [EXPRESSION, DETECTOR])
 def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, frames, monkeypatch, kind):
-    monkeypatch.setattr(model_watch, "LIMIT_S", 0.3)
+    monkeypatch.setattr(model_watch, "LIMIT_S", 2.0)  # which what does not hang keeps on a slow machine, too
     monkeypatch.setattr(model_watch, "GRACE_S", 0.1)
     good, new = put(store, "good", kind=kind, prove=True), put(store, "new", kind=kind)
     left = []
 
     def hang(self, *arguments):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not left and time.monotonic() < deadline:
             time.sleep(0.01)
         raise SystemExit  # the process would be gone
@@ -258,9 +271,9 @@ def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, f
     with pytest.raises(SystemExit):
         run(store, leave=left.append)
     assert [str(error) for error in left] == [
-        f"{new}-new: a frame had no result within 0.3 s; the last good model is put back, start again"
+        f"{new}-new: a frame had no result within 2 s; the last good model is put back, start again"
     ]
-    slot = Slot(good, good, BUNDLED, put_back=new, reason="a frame had no result within 0.3 s")
+    slot = Slot(good, good, BUNDLED, put_back=new, reason="a frame had no result within 2 s")
     assert store.state().slot(kind) == slot
 
 

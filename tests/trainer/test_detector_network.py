@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from maskfer_edge.learned_detector import decode
-from maskfer_trainer.detector_network import MAP_WH, STRIDE, build_detector, joined, loss, targets
+from maskfer_trainer.detector_network import build_detector, joined, loss
+from maskfer_trainer.detector_targets import MAP_WH, STRIDE, targets
 from maskfer_trainer.networks import multiply_accumulates
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_trainer import fit_detector as module
-from maskfer_trainer.detector_network import targets
-from maskfer_trainer.fit_detector import DetectorSettings, SceneSet, best_threshold, fit_detector, moved, read_scenes
+from maskfer_trainer.detector_targets import targets
+from maskfer_trainer.fit_detector import DetectorSettings, best_threshold, fit_detector
+from maskfer_trainer.scene_batches import SceneSet
 
 SHORT = DetectorSettings(epochs=2, batch_size=2)
 
@@ -74,6 +75,32 @@ def test_a_run_is_gone_on_with(tmp_path, scenes):
     assert (tmp_path / "run/model.keras").exists()
 
 
+def test_what_is_learned_does_not_depend_on_the_processes_that_make_batches(tmp_path, scenes, run):
+    fit_detector(scenes, tmp_path / "run", SHORT, workers=2)
+    assert (tmp_path / "run/history.csv").read_text() == (run[0] / "history.csv").read_text()
+
+
+def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
+    """As after a kill in the second of three epochs: last.keras is of the first."""
+    longer, told = replace(SHORT, epochs=3), []
+
+    class Killed(Exception):
+        pass
+
+    def until_second(line):
+        told.append(line)
+        if line.startswith("epoch 2"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit_detector(scenes, tmp_path / "run", longer, workers=2, say=until_second)
+    assert len((tmp_path / "run/history.csv").read_text().splitlines()) == 2
+    fit_detector(scenes, tmp_path / "run", longer, resume=True, say=told.append)
+    epochs = [line.partition(":")[0] for line in told if line.startswith("epoch")]
+    assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 2/3", "epoch 3/3"]
+    assert (tmp_path / "run/model.keras").exists()
+
+
 def test_an_existing_run_is_kept(run, scenes):
     with pytest.raises(OutputError, match="--resume"):
         fit_detector(scenes, run[0], SHORT)
@@ -96,66 +123,6 @@ def test_too_few_scenes_are_refused(tmp_path, scenes):
 def test_settings_that_make_no_sense_are_refused(settings):
     with pytest.raises(InputError, match="received"):
         DetectorSettings(**settings)
-
-
-def test_scenes_are_read_with_their_faces(scenes):
-    training, validation = read_scenes(scenes, {"scenes/00005.jpg"})
-    assert (len(training), len(validation)) == (5, 1)
-    assert validation.faces == [[(190, 125, 50, 60)]]
-    assert validation.ignored == [[(5, 5, 7, 7)]]
-
-
-def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
-    training, _ = read_scenes(scenes, set())
-    random = np.random.default_rng(0)
-    pictures = set()
-    for _ in range(20):
-        for number in range(len(training)):
-            image, faces, ignored = moved(training.images[number], training.faces[number], [], random)
-            pictures.add(image.tobytes())
-            bright = image > 180
-            if not faces:  # pushed over the edge, mostly or wholly
-                assert bright.sum() == 0 or ignored
-                continue
-            ((x, y, w, h),) = faces
-            # an upright box about a square that is turned by up to 8 degrees
-            assert bright[y : y + h, x : x + w].mean() > 0.75
-            assert bright[y : y + h, x : x + w].sum() > 0.85 * bright.sum()
-    assert len(pictures) == 20 * len(training)
-
-
-def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
-    class Told:
-        """Numbers in the order in which they are asked for: scale, turn, move, mirror."""
-
-        def __init__(self, scale, move):
-            self.numbers = [np.log(scale), 0.0, np.asarray(move)]
-
-        def uniform(self, *_):
-            return self.numbers.pop(0)
-
-        def random(self):
-            return 0.9
-
-    image, face = np.zeros((240, 320), np.uint8), (0, 100, 40, 40)
-    assert moved(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
-    # 0.15 of 320 pixels is more than the face is wide
-    assert moved(image, [face], [], Told(1.0, (-1.0, 0.0)))[1:] == ([], [])
-    assert moved(image, [face], [], Told(1.0, (-0.5, 0.0)))[1:] == ([], [(0, 100, 16, 40)])
-    assert moved(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
-
-
-def test_batches_hold_targets_of_the_moved_faces(scenes):
-    training, _ = read_scenes(scenes, set())
-    (images, wanted), *_ = module._batches(training, SHORT, 0)
-    assert (images.shape, wanted.shape) == ((2, 240, 320, 1), (2, 30, 40, 7))
-    (again, _), *_ = module._batches(training, SHORT, 0)
-    (other, _), *_ = module._batches(training, SHORT, 1)
-    assert (images == again).all() and not (images == other).all()
-    for image, maps in zip(images, wanted, strict=True):
-        for row, column in np.argwhere(maps[..., 2] > 0):
-            here = image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
-            assert here.mean() > image.mean() + 20
 
 
 def test_a_run_starts_from_given_weights(tmp_path, scenes, run):

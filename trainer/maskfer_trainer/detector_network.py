@@ -1,4 +1,4 @@
-"""The face detector: a centre-point network, its targets, its loss and what its maps mean.
+"""The face detector: a centre-point network, its loss and what its maps mean.
 
 After CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019); the network is an own design. Plain Keras 3.
 """
@@ -6,23 +6,15 @@ After CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019); the ne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import Input, Model, initializers, layers, ops
 
-from maskfer_edge.contract import FloatArray
-from maskfer_edge.detector import Box
 from maskfer_trainer.scenes import SIZE_WH
 
-STRIDE = 8
-MAP_WH = (SIZE_WH[0] // STRIDE, SIZE_WH[1] // STRIDE)
 # Share of cells that hold a face at the start of training, so that the first steps are not spent on finding that out.
 PRIOR = 0.01
-# A cell's heat falls off from a face's centre as a normal curve of this share of the face's side.
-SPREAD = 0.13
 BOX_WEIGHT = 1.0
 
 
@@ -72,44 +64,11 @@ def _add_above(x: Any, above: Any, filters: int) -> Any:
     return layers.Add()([x, larger])
 
 
-def targets(faces: Sequence[Box], ignored: Sequence[Box]) -> FloatArray:
-    """What the maps should say of a scene.
-
-    Args:
-        faces: Boxes (left, top, width, height) in pixels of the scene.
-        ignored: Boxes in which nothing is judged.
-
-    Returns:
-        (30, 40, 7) float32: heat 0 to 1, whether the cell's heat is judged, whether it holds a centre, and its four
-        numbers of `build_detector`'s boxes.
-    """
-    width, height = MAP_WH
-    found = np.zeros((height, width, 7), dtype=np.float32)
-    found[..., 1] = 1
-    columns, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    for x, y, w, h in ignored:
-        inside = (abs(columns - (x + w / 2) / STRIDE) < w / 2 / STRIDE + 0.5) & (
-            abs(rows - (y + h / 2) / STRIDE) < h / 2 / STRIDE + 0.5
-        )
-        found[inside, 1] = 0
-    # the smallest last: where two centres share a cell, it is the one that is easier to miss
-    for x, y, w, h in sorted(faces, key=lambda box: -box[2] * box[3]):
-        centre_x, centre_y = (x + w / 2) / STRIDE, (y + h / 2) / STRIDE
-        column, row = min(width - 1, int(centre_x)), min(height - 1, int(centre_y))
-        sigma_x, sigma_y = max(0.35, SPREAD * w / STRIDE), max(0.35, SPREAD * h / STRIDE)
-        heat = np.exp(-((columns - column - 0.5) ** 2) / (2 * sigma_x**2) - (rows - row - 0.5) ** 2 / (2 * sigma_y**2))
-        found[..., 0] = np.maximum(found[..., 0], heat)
-        found[row, column] = (
-            1, 1, 1, centre_x - column - 0.5, centre_y - row - 0.5, math.log(w / STRIDE), math.log(h / STRIDE),
-        )  # fmt: skip
-    return found
-
-
 def loss(wanted: Any, heat: Any, boxes: Any) -> Any:
     """Penalty-reduced focal loss of the heat (CenterNet, equation 1), and absolute differences of the boxes.
 
     Args:
-        wanted: (n, 30, 40, 7) as `targets` gives it.
+        wanted: (n, 30, 40, 7) as `detector_targets.targets` gives it.
         heat: (n, 30, 40, 1) probabilities.
         boxes: (n, 30, 40, 4).
 

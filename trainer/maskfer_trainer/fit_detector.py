@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,24 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import FloatArray, UInt8Array
-from maskfer_edge.decoding import read_grey
-from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.learned_detector import PADDING, decode
-from maskfer_trainer.detector_network import STRIDE, DetectorLoss, build_detector, joined, targets
+from maskfer_edge.learned_detector import decode
+from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
+from maskfer_trainer.detector_targets import STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
-from maskfer_trainer.scenes import IGNORED, SIZE_WH, SMALLEST
+from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
+from maskfer_trainer.scenes import SIZE_WH
 
 WARM_UP = 0.05  # share of all steps
 # Thresholds that are tried on the validation scenes.
 THRESHOLDS = tuple(round(0.2 + 0.02 * step, 2) for step in range(26))
 LEAST_OVERLAP = 0.5
-# Share of the running mean of the weights that a step leaves as it is.
-AVERAGE = 0.998
-# Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
-MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
-# A face of which less than this share is left by the scene's edge is not judged.
-LEAST_LEFT = 0.6
+# Share of the running mean of the weights that a step leaves as it is, and after how many steps they are looked at:
+# fetching them from a GPU takes longer than a step.
+AVERAGE, AVERAGED_EVERY = 0.998, 8
 
 
 @dataclass(frozen=True)
@@ -61,24 +59,6 @@ class DetectorSettings:
             )
 
 
-@dataclass(frozen=True)
-class SceneSet:
-    """Scenes in memory.
-
-    Attributes:
-        images: (n, 240, 320) uint8 grey.
-        faces: Of each scene, its faces' boxes.
-        ignored: Of each scene, boxes in which nothing is judged.
-    """
-
-    images: UInt8Array
-    faces: list[list[Box]]
-    ignored: list[list[Box]]
-
-    def __len__(self) -> int:
-        return len(self.faces)
-
-
 def fit_detector(
     scenes: Path,
     run: Path,
@@ -86,6 +66,7 @@ def fit_detector(
     *,
     initial: Path | None = None,
     resume: bool = False,
+    workers: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train the detector.
@@ -99,6 +80,7 @@ def fit_detector(
         settings: How to train.
         initial: A detector's `.keras` whose weights to start from. Give the same one to `resume`.
         resume: Go on with the run that `run` holds.
+        workers: Processes that make batches; 0: one less than there are cores. What is learned does not depend on it.
         say: Takes what a person at the terminal should know.
 
     Returns:
@@ -142,23 +124,27 @@ def fit_detector(
         make_run(run, config)
     folder = RunFolder(run, history)
     folder.set_model(model)
-    averaged, wanted = _weights_of(model), _targets_of(validation)
-    for epoch in range(done, settings.epochs):
-        losses = []
-        for batch in _batches(training, settings, epoch):
-            losses.append(float(model.train_on_batch(*batch)))
-            averaged = [
-                AVERAGE * old + (1 - AVERAGE) * new for old, new in zip(averaged, _weights_of(model), strict=True)
-            ]
-        trained = _weights_of(model)
-        model.set_weights(averaged)  # these are judged and kept
-        maps = predict_maps(model, validation.images)
-        f1, threshold = best_threshold(maps, validation)
-        val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
-        logs = {"loss": float(np.mean(losses)), "accuracy": f1, "val_loss": val_loss, "val_accuracy": f1}
-        say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
-        folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
-        model.set_weights(trained)
+    wanted, epochs = _targets_of(validation), range(done, settings.epochs)
+    with batches_of(training, settings.batch_size, settings.seed, epochs, workers) as batches:
+        averaged = _weights_of(model)
+        for epoch in epochs:
+            losses: list[float] = []
+            for step, batch in enumerate(islice(batches, steps), start=1):
+                losses.append(float(model.train_on_batch(*batch)))
+                if step % AVERAGED_EVERY == 0 or step == steps:
+                    kept = AVERAGE ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
+                    averaged = [
+                        kept * old + (1 - kept) * new for old, new in zip(averaged, _weights_of(model), strict=True)
+                    ]
+            trained = _weights_of(model)
+            model.set_weights(averaged)  # these are judged and kept
+            maps = predict_maps(model, validation.images)
+            f1, threshold = best_threshold(maps, validation)
+            val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
+            logs = {"loss": float(np.mean(losses)), "accuracy": f1, "val_loss": val_loss, "val_accuracy": f1}
+            say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
+            folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
+            model.set_weights(trained)
     row = best_of(history)
     best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
     outputs = {name: best.get_layer(name).output for name in ("heat", "boxes")}
@@ -183,83 +169,6 @@ def _scenes_info(scenes: Path) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise InputError(f"{scenes / 'scenes.json'} is damaged; build the scenes again")
     return said
-
-
-def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
-    """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
-    rows: dict[str, list[tuple[str, Box]]] = {
-        f"scenes/{path.name}": [] for path in sorted((scenes / "scenes").glob("*.jpg"))
-    }
-    for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
-        name, label, *sides = line.split(",")
-        x0, y0, x1, y1 = map(int, sides)
-        rows[name].append((label, (x0, y0, x1 - x0, y1 - y0)))
-    parts = []
-    for validation in (False, True):
-        names = [name for name in rows if (name in held_out) is validation]
-        images = (
-            np.stack([read_grey(scenes / name) for name in names]) if names else np.zeros((0, *SIZE_WH[::-1]), np.uint8)
-        )
-        parts.append(
-            SceneSet(
-                images,
-                [[box for label, box in rows[name] if label != IGNORED] for name in names],
-                [[box for label, box in rows[name] if label == IGNORED] for name in names],
-            )
-        )
-    return parts[0], parts[1]
-
-
-def _batches(scenes: SceneSet, settings: DetectorSettings, epoch: int) -> Iterator[tuple[FloatArray, FloatArray]]:
-    """Whole batches in an order of this epoch's own: images (n, 240, 320, 1) and targets, changed at random."""
-    random = np.random.default_rng((settings.seed, epoch))
-    order = random.permutation(len(scenes))
-    for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
-        chosen = order[start : start + settings.batch_size]
-        images = np.empty((len(chosen), *scenes.images.shape[1:]), dtype=np.float32)
-        wanted = []
-        for place, number in enumerate(chosen):
-            images[place], faces, ignored = moved(
-                scenes.images[number], scenes.faces[number], scenes.ignored[number], random
-            )
-            wanted.append(targets(faces, ignored))
-        gain = random.uniform(0.75, 1.25, (len(chosen), 1, 1)).astype(np.float32)
-        shift = random.normal(0, 12, (len(chosen), 1, 1)).astype(np.float32)
-        yield np.clip(images * gain + shift, 0, 255)[..., None], np.stack(wanted)
-
-
-def moved(
-    image: UInt8Array, faces: list[Box], ignored: list[Box], random: np.random.Generator
-) -> tuple[UInt8Array, list[Box], list[Box]]:
-    """A scene mirrored, turned, enlarged and moved at random; what comes in from beyond its edge is grey.
-
-    Returns:
-        The picture, the boxes of the faces that are still to be found, and those in which nothing is to be judged.
-    """
-    width, height = SIZE_WH
-    scale = float(np.exp(random.uniform(*np.log(ENLARGED))))
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(random.uniform(-1, 1)) * MOST_DEGREES, scale)
-    matrix[:, 2] += random.uniform(-1, 1, 2) * MOST_MOVED * SIZE_WH
-    if random.random() < 0.5:
-        matrix[0] *= -1
-        matrix[0, 2] += width - 1
-    flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    found = cv2.warpAffine(image, matrix, SIZE_WH, flags=flags, borderValue=PADDING)
-    kept: list[Box] = []
-    unjudged: list[Box] = []
-    for boxes, right in ((faces, kept), (ignored, unjudged)):
-        for x, y, w, h in boxes:
-            centre_x, centre_y = matrix @ (x + w / 2, y + h / 2, 1)
-            half_w, half_h = w * scale / 2, h * scale / 2
-            left, end = np.clip((centre_x - half_w, centre_x + half_w), 0, width)
-            top, bottom = np.clip((centre_y - half_h, centre_y + half_h), 0, height)
-            if end - left < 1 or bottom - top < 1:
-                continue
-            whole = (end - left) * (bottom - top) >= LEAST_LEFT * 4 * half_w * half_h
-            large = max(w, h) * scale >= SMALLEST
-            box = (round(left), round(top), max(1, round(end - left)), max(1, round(bottom - top)))
-            (right if whole and large else unjudged).append(box)
-    return found, kept, unjudged
 
 
 def _targets_of(scenes: SceneSet) -> FloatArray:

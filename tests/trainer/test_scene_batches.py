@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_trainer import scene_batches as module
+from maskfer_trainer.detector_targets import targets
+from maskfer_trainer.scene_batches import SceneSet, batches_of, lit, make_batch, moved, read_scenes
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Six scenes of one bright square each."""
+    images = np.full((6, 240, 320), 60, np.uint8)
+    faces = [[(40 + 30 * number, 50 + 15 * number, 50, 60)] for number in range(6)]
+    for image, ((x, y, w, h),) in zip(images, faces, strict=True):
+        image[y : y + h, x : x + w] = 220
+    return SceneSet(images, faces, [[(5, 5, 7, 7)] for _ in faces])
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    """Without another light and decoys."""
+    monkeypatch.setattr(module, "lit", lambda image, random: image)
+    monkeypatch.setattr(module, "DECOY_SHARE", 0.0)
+
+
+def all_batches(scenes, epochs=range(2), seed=0, workers=1):
+    with batches_of(scenes, 2, seed, epochs, workers) as batches:
+        return list(batches)
+
+
+def test_scenes_are_read_with_their_faces(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f"scenes/{number:05}.jpg"), np.full((240, 320), 80 * number, np.uint8))
+    (tmp_path / "boxes.csv").write_text(
+        "image,label,xmin,ymin,xmax,ymax\nscenes/00001.jpg,with_mask,190,125,240,185\nscenes/00001.jpg,ignore,5,5,12,12\n"
+    )
+    training, validation = read_scenes(tmp_path, {"scenes/00001.jpg"})
+    assert (len(training), len(validation)) == (2, 1)
+    assert validation.faces == [[(190, 125, 50, 60)]]
+    assert validation.ignored == [[(5, 5, 7, 7)]]
+    assert training.images.mean(axis=(1, 2)).tolist() == [0, 160]
+
+
+def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
+    random = np.random.default_rng(0)
+    pictures = set()
+    for _ in range(20):
+        for number in range(len(scenes)):
+            image, faces, ignored = moved(scenes.images[number], scenes.faces[number], [], random)
+            pictures.add(image.tobytes())
+            bright = image > 180
+            if not faces:  # pushed over the edge, mostly or wholly
+                assert bright.sum() == 0 or ignored
+                continue
+            ((x, y, w, h),) = faces
+            # an upright box about a square that is turned by up to 8 degrees
+            assert bright[y : y + h, x : x + w].mean() > 0.75
+            assert bright[y : y + h, x : x + w].sum() > 0.85 * bright.sum()
+    assert len(pictures) == 20 * len(scenes)
+
+
+def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
+    class Told:
+        """Numbers in the order in which they are asked for: scale, turn, move, mirror."""
+
+        def __init__(self, scale, move):
+            self.numbers = [np.log(scale), 0.0, np.asarray(move)]
+
+        def uniform(self, *_):
+            return self.numbers.pop(0)
+
+        def random(self):
+            return 0.9
+
+    image, face = np.zeros((240, 320), np.uint8), (0, 100, 40, 40)
+    assert moved(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
+    # 0.15 of 320 pixels is more than the face is wide
+    assert moved(image, [face], [], Told(1.0, (-1.0, 0.0)))[1:] == ([], [])
+    assert moved(image, [face], [], Told(1.0, (-0.5, 0.0)))[1:] == ([], [(0, 100, 16, 40)])
+    assert moved(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
+
+
+def test_batches_hold_targets_of_the_moved_faces(scenes, plainly):
+    for images, wanted in all_batches(scenes):
+        assert (images.shape, images.dtype, wanted.shape) == ((2, 240, 320, 1), np.uint8, (2, 30, 40, 7))
+        for image, maps in zip(images, wanted, strict=True):
+            for row, column in np.argwhere(maps[..., 2] > 0):
+                here = image[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                assert here.mean() > image.mean() + 20
+
+
+def test_a_batch_depends_on_seed_and_epoch_and_its_number_alone(scenes):
+    both, second = all_batches(scenes), all_batches(scenes, range(1, 2))
+    assert (len(both), len(second)) == (6, 3)
+    for (images, wanted), (again, wanted_again) in zip(both[3:], second, strict=True):
+        np.testing.assert_array_equal(images, again)
+        np.testing.assert_array_equal(wanted, wanted_again)
+    assert not np.array_equal(both[0][0], both[3][0])
+    assert not np.array_equal(both[0][0], all_batches(scenes, seed=1)[0][0])
+
+
+def test_other_processes_make_the_same_batches(scenes):
+    for here, there in zip(all_batches(scenes), all_batches(scenes, workers=2), strict=True):
+        for a, b in zip(here, there, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_no_more_batches_are_made_ahead_than_said():
+    taken = []
+
+    class Done:
+        def __init__(self, task):
+            self.task = task
+
+        def result(self):
+            return self.task
+
+    class Pool:
+        def submit(self, _, task):
+            return Done(task)
+
+    def tasks():
+        for number in range(50):
+            taken.append(number)
+            yield (number,)
+
+    made = module._made_ahead(Pool(), tasks(), 6)
+    assert [next(made) for _ in range(10)] == list(range(10))
+    assert len(taken) == 15
+    assert [*made] == list(range(10, 50))
+
+
+def test_processes_end_where_batches_are_not_wanted_any_more(scenes):
+    import multiprocessing
+
+    with batches_of(scenes, 2, 0, range(1000), workers=2) as batches:
+        next(batches)
+    assert not multiprocessing.active_children()
+
+
+def test_a_third_of_scenes_is_dark():
+    image = np.full((240, 320), 120, np.uint8)
+    means = np.array([lit(image, np.random.default_rng(number)).mean() for number in range(600)])
+    assert 0.2 < (means < 60).mean() < 0.45
+    assert (means > 85).mean() > 0.4
+    assert means.min() > 10
+
+
+def test_what_is_dark_already_stays_visible():
+    image = np.tile(np.array([4, 40], np.uint8), (240, 160))
+    for number in range(100):
+        seen = lit(image, np.random.default_rng(number)).astype(float)
+        assert seen[:, 1::2].mean() > seen[:, ::2].mean() + 4
+
+
+def test_noise_is_of_the_camera_and_not_the_same_twice():
+    image = np.full((240, 320), 120, np.uint8)
+    seen = [lit(image, np.random.default_rng(number)) for number in range(60)]
+    deviations = [picture.std() for picture in seen]
+    assert max(deviations) < 7
+    assert np.mean(deviations) > 1
+    assert len({(picture.astype(int) - int(picture.mean())).tobytes() for picture in seen}) == 60
+
+
+def test_targets_are_as_their_definition_says(scenes):
+    """The whole map for each face at once, which takes longer."""
+    columns, rows = np.meshgrid(np.arange(40) + 0.5, np.arange(30) + 0.5)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        faces, ignored = (
+            [tuple(int(n) for n in (*random.integers(0, (250, 180)), *random.integers(4, 70, 2))) for _ in range(3)]
+            for _ in range(2)
+        )
+        heat, judged = np.zeros((30, 40)), np.ones((30, 40))
+        for x, y, w, h in ignored:
+            inside = (abs(columns - (x + w / 2) / 8) < w / 16 + 0.5) & (abs(rows - (y + h / 2) / 8) < h / 16 + 0.5)
+            judged[inside] = 0
+        for x, y, w, h in faces:
+            column, row = int((x + w / 2) / 8), int((y + h / 2) / 8)
+            judged[row, column] = 1
+            across, down = max(0.35, 0.13 * w / 8), max(0.35, 0.13 * h / 8)
+            apart = (columns - column - 0.5) ** 2 / (2 * across**2) + (rows - row - 0.5) ** 2 / (2 * down**2)
+            heat = np.maximum(heat, np.exp(-apart))
+        found = targets(faces, ignored)
+        np.testing.assert_allclose(found[..., 0], heat, atol=1e-6)
+        np.testing.assert_array_equal(found[..., 1], judged)
+
+
+def test_decoys_come_on_a_third_of_scenes(scenes, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module, "draw_decoys", lambda image, boxes, count, random: drawn.append(count))
+    for number in range(100):
+        make_batch(scenes.images, list(zip(scenes.faces, scenes.ignored, strict=True)), (0, 0, number))
+    assert 0.3 < len(drawn) / 600 < 0.4
+    assert set(drawn) == {1, 2, 3}

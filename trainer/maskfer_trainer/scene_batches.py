@@ -1,0 +1,267 @@
+"""Scenes in batches to train the face detector on, each scene changed anew whenever it is shown.
+
+Without Keras: processes that make batches ahead import it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from maskfer_edge.contract import FloatArray, UInt8Array
+from maskfer_edge.decoding import read_grey
+from maskfer_edge.dependencies import cv2
+from maskfer_edge.detector import Box
+from maskfer_edge.files import read_bytes
+from maskfer_edge.learned_detector import PADDING
+from maskfer_trainer.decoys import draw_decoys
+from maskfer_trainer.detector_targets import targets
+from maskfer_trainer.scenes import IGNORED, SIZE_WH, SMALLEST
+
+# Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
+MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
+# A face of which less than this share is left by the scene's edge is not judged.
+LEAST_LEFT = 0.6
+# Of scenes that get letters, emblems and the like, and how many at most.
+DECOY_SHARE, MOST_DECOYS = 0.35, 3
+# Of scenes that are made dark, and what light is left; of all others. Noise is the sensor's, in grey levels.
+DARK_SHARE, DARK_GAIN, GAIN = 0.4, (0.2, 0.7), (0.75, 1.25)
+DARK_NOISE, NOISE = 6.0, 3.0
+# A scene's mean grey that darkness leaves: below it faces drown in the noise.
+DARKEST = 16.0
+# Of dark scenes whose middle tones lose more light than the bright ones, as those by spotlights do.
+SPOTLIT_SHARE, MOST_GAMMA = 0.5, 1.8
+# Of all others, those with little contrast, and how little.
+FLAT_SHARE, CONTRAST = 0.3, (0.4, 0.8)
+# Batches that are made ahead, for each process that makes them.
+AHEAD = 3
+
+Batch: TypeAlias = tuple[UInt8Array, FloatArray]
+Marks: TypeAlias = list[tuple[list[Box], list[Box]]]
+
+
+@dataclass(frozen=True)
+class SceneSet:
+    """Scenes in memory.
+
+    Attributes:
+        images: (n, 240, 320) uint8 grey.
+        faces: Of each scene, its faces' boxes.
+        ignored: Of each scene, boxes in which nothing is judged.
+    """
+
+    images: UInt8Array
+    faces: list[list[Box]]
+    ignored: list[list[Box]]
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+
+def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
+    """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
+    rows: dict[str, list[tuple[str, Box]]] = {
+        f"scenes/{path.name}": [] for path in sorted((scenes / "scenes").glob("*.jpg"))
+    }
+    for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
+        name, label, *sides = line.split(",")
+        x0, y0, x1, y1 = map(int, sides)
+        rows[name].append((label, (x0, y0, x1 - x0, y1 - y0)))
+    parts = []
+    for validation in (False, True):
+        names = [name for name in rows if (name in held_out) is validation]
+        images = np.empty((len(names), *SIZE_WH[::-1]), np.uint8)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for place, image in enumerate(pool.map(read_grey, [scenes / name for name in names])):
+                images[place] = image
+        parts.append(
+            SceneSet(
+                images,
+                [[box for label, box in rows[name] if label != IGNORED] for name in names],
+                [[box for label, box in rows[name] if label == IGNORED] for name in names],
+            )
+        )
+    return parts[0], parts[1]
+
+
+@contextmanager
+def batches_of(scenes: SceneSet, size: int, seed: int, epochs: range, workers: int = 0) -> Iterator[Iterator[Batch]]:
+    """Batches of several epochs, one epoch after the other, made ahead by other processes.
+
+    Each is determined by seed, epoch and its number in the epoch alone. Batches are whole: the few scenes that fill
+    none are others each epoch.
+
+    Args:
+        scenes: To show.
+        size: Scenes a batch.
+        seed: Of order and changes.
+        epochs: Their numbers.
+        workers: Processes; 0: one less than there are cores to use; 1: none besides this one.
+
+    Yields:
+        What gives the batches, each as `make_batch` returns it.
+    """
+    workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
+    tasks = _tasks(scenes, size, seed, epochs)
+    if workers == 1:
+        yield (make_batch(scenes.images[chosen], marks, key) for chosen, marks, key in tasks)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        # all processes see one copy of the pictures
+        np.save(Path(folder) / "images.npy", scenes.images)
+        # spawned: a fork of a process in which a backend has threads may hang
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (Path(folder) / "images.npy",))
+        try:
+            yield _made_ahead(pool, tasks, workers * AHEAD)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _tasks(
+    scenes: SceneSet, size: int, seed: int, epochs: range
+) -> Iterator[tuple[npt.NDArray[np.int64], Marks, tuple[int, int, int]]]:
+    for epoch in epochs:
+        order = np.random.default_rng((seed, epoch)).permutation(len(scenes))
+        for index in range(len(scenes) // size):
+            chosen = order[index * size : (index + 1) * size]
+            yield chosen, [(scenes.faces[number], scenes.ignored[number]) for number in chosen], (seed, epoch, index)
+
+
+def _made_ahead(pool: ProcessPoolExecutor, tasks: Iterator[Any], ahead: int) -> Iterator[Batch]:
+    waiting: deque[Future[Batch]] = deque()
+    while True:
+        waiting.extend(pool.submit(_make_batch, *task) for task in islice(tasks, ahead - len(waiting)))
+        if not waiting:
+            return
+        yield waiting.popleft().result()
+
+
+def _start_worker(images: Path) -> None:
+    global _IMAGES  # noqa: PLW0603 (mapped once a process)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    _IMAGES = np.load(images, mmap_mode="r")
+
+
+_IMAGES: UInt8Array = np.empty((0, *SIZE_WH[::-1]), np.uint8)
+
+
+def _end_with_parent() -> None:
+    """A pool's process waits for work for ever where its parent was killed."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _make_batch(chosen: npt.NDArray[np.int64], marks: Marks, key: tuple[int, int, int]) -> Batch:
+    return make_batch(_IMAGES[chosen], marks, key)
+
+
+def make_batch(images: UInt8Array, marks: Marks, key: tuple[int, int, int]) -> Batch:
+    """Change scenes at random.
+
+    Args:
+        images: (n, 240, 320) uint8 grey.
+        marks: Of each, the faces' boxes and the ignored ones.
+        key: Determines the changes.
+
+    Returns:
+        (n, 240, 320, 1) uint8 pictures, and their (n, 30, 40, 7) targets.
+    """
+    random = np.random.default_rng(key)
+    found = np.empty_like(images)
+    wanted = []
+    for place, (image, (faces, ignored)) in enumerate(zip(images, marks, strict=True)):
+        changed, kept, unjudged = moved(image, faces, ignored, random)
+        if random.random() < DECOY_SHARE:
+            draw_decoys(changed, kept + unjudged, int(random.integers(1, MOST_DECOYS + 1)), random)
+        found[place] = lit(changed, random)
+        wanted.append(targets(kept, unjudged))
+    return found[..., None], np.stack(wanted)
+
+
+def moved(
+    image: UInt8Array, faces: list[Box], ignored: list[Box], random: np.random.Generator
+) -> tuple[UInt8Array, list[Box], list[Box]]:
+    """A scene mirrored, turned, enlarged and moved at random; what comes in from beyond its edge is grey.
+
+    Returns:
+        The picture, the boxes of the faces that are still to be found, and those in which nothing is to be judged.
+    """
+    width, height = SIZE_WH
+    scale = float(np.exp(random.uniform(*np.log(ENLARGED))))
+    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(random.uniform(-1, 1)) * MOST_DEGREES, scale)
+    matrix[:, 2] += random.uniform(-1, 1, 2) * MOST_MOVED * SIZE_WH
+    if random.random() < 0.5:
+        matrix[0] *= -1
+        matrix[0, 2] += width - 1
+    found = cv2.warpAffine(image, matrix, SIZE_WH, flags=cv2.INTER_LINEAR, borderValue=PADDING)
+    # plain numbers: arrays of two take ten times as long
+    (xx, xy, x_move), (yx, yy, y_move) = matrix.tolist()
+    kept: list[Box] = []
+    unjudged: list[Box] = []
+    for boxes, right in ((faces, kept), (ignored, unjudged)):
+        for x, y, w, h in boxes:
+            old_x, old_y = x + w / 2, y + h / 2
+            centre_x, centre_y = xx * old_x + xy * old_y + x_move, yx * old_x + yy * old_y + y_move
+            half_w, half_h = w * scale / 2, h * scale / 2
+            left, end = max(0.0, centre_x - half_w), min(float(width), centre_x + half_w)
+            top, bottom = max(0.0, centre_y - half_h), min(float(height), centre_y + half_h)
+            if end - left < 1 or bottom - top < 1:
+                continue
+            whole = (end - left) * (bottom - top) >= LEAST_LEFT * 4 * half_w * half_h
+            large = max(w, h) * scale >= SMALLEST
+            box = (round(left), round(top), max(1, round(end - left)), max(1, round(bottom - top)))
+            (right if whole and large else unjudged).append(box)
+    return found, kept, unjudged
+
+
+def lit(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
+    """A scene in another light: darker or brighter, flatter, and with a sensor's noise."""
+    dark = random.random() < DARK_SHARE
+    gain = float(np.exp(random.uniform(*np.log(DARK_GAIN))) if dark else random.uniform(*GAIN))
+    levels = np.arange(256, dtype=np.float64)
+    if dark and random.random() < SPOTLIT_SHARE:
+        levels = 255 * (levels / 255) ** float(random.uniform(1, MOST_GAMMA))
+        gain = min(1.0, 1.5 * gain)
+    mean = float(levels[int(image[::8, ::8].mean())])
+    if dark:
+        gain = max(gain, min(1.0, DARKEST / max(mean, 1.0)))
+    levels *= gain
+    level = mean * gain
+    if not dark and random.random() < FLAT_SHARE:
+        levels = (levels - level) * float(random.uniform(*CONTRAST)) + level
+    levels += float(random.normal(0, min(12.0, level / 8)))
+    seen = cv2.LUT(image, np.clip(np.rint(levels), 0, 255).astype(np.uint8))
+    noise = _NOISE[int(random.integers(2))]
+    top, left = (int(random.integers(have - want)) for have, want in zip(noise.shape, image.shape, strict=True))
+    noise = noise[top : top + image.shape[0], left : left + image.shape[1]]
+    sigma = float(random.uniform(0, DARK_NOISE if dark else NOISE))
+    return np.asarray(cv2.addWeighted(seen, 1, noise, sigma, 0, dtype=cv2.CV_8U), dtype=np.uint8)
+
+
+def _noise() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Of standard deviation 1, larger than a scene: white, and coarser, as a camera's own denoising leaves it."""
+    # parts of one field: drawing it anew takes as long as all the rest
+    white = np.random.default_rng(0).standard_normal((2 * SIZE_WH[1], 2 * SIZE_WH[0]), dtype=np.float32)
+    coarse = cv2.GaussianBlur(white, (0, 0), 0.8)
+    return white, np.asarray(coarse / coarse.std(), dtype=np.float32)
+
+
+_NOISE = _noise()

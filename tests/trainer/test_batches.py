@@ -7,6 +7,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import PictureSet
 from maskfer_trainer.batches import FaceBatches
 from maskfer_trainer.settings import FitSettings
+from maskfer_trainer.teachers import Lessons
 
 PLAIN = {"augmentation": 0.0, "cutout": 0.0, "label_smoothing": 0.0, "balance": 0.0, "bare_share": 0.0}
 
@@ -22,8 +23,8 @@ def batches(
 ) -> FaceBatches:
     """Batches of three faces that are not changed, but for `changes`."""
     of_picture = np.array(range(len(labels)) if faces is None else faces)
-    scores = changes.pop("teacher_scores", None)
-    return FaceBatches(pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), scores)
+    lessons = changes.pop("lessons", None)
+    return FaceBatches(pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), lessons)
 
 
 def greys(made: FaceBatches) -> list[int]:
@@ -100,10 +101,23 @@ def test_label_smoothing_spreads_its_share_over_all_classes():
     assert targets[0] == pytest.approx([0.02] * 4 + [0.88] + [0.02] * 2)
 
 
+ALL_ALIKE, SILENT = np.full((1, 7), 1 / 7, np.float32), np.zeros((1, 7), np.float32)
+
+
 def test_a_teacher_counts_for_its_share_of_the_target():
-    said = np.full((1, 7), 1 / 7, np.float32)
-    targets = batches([2], teacher_scores=said, teacher_share=0.7)[0][1]
+    targets = batches([2], lessons=Lessons(ALL_ALIKE, SILENT), teacher_share=0.7)[0][1]
     assert targets[0] == pytest.approx([0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_a_bare_face_is_taught_as_a_bare_one():
+    lessons = Lessons(SILENT, ALL_ALIKE)
+    targets = batches([2], bare=pictures([2]), bare_share=1.0, lessons=lessons, teacher_share=0.7)[0][1]
+    assert targets[0] == pytest.approx([0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_the_label_alone_counts_where_no_teacher_speaks():
+    targets = batches([2], lessons=Lessons(SILENT, SILENT), teacher_share=0.7)[0][1]
+    assert targets[0].tolist() == [0, 0, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(("balance", "ratio"), [(0.0, 1.0), (0.5, 2.0), (1.0, 4.0)])

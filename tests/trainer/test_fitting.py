@@ -19,6 +19,7 @@ from maskfer_trainer.batches import FaceBatches, validation_part
 from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.fitting import fit
 from maskfer_trainer.settings import PAPER, FitSettings
+from maskfer_trainer.teachers import ask
 
 
 class Stopped(Exception):
@@ -36,6 +37,11 @@ def tiny() -> keras.Model:
 def settings(**changes) -> FitSettings:
     paper = PAPER if changes.get("arch") == "paper" else {}
     return FitSettings(**{**paper, "epochs": 2, "batch_size": 16, "validation_share": 0.2, **changes})
+
+
+@pytest.fixture(autouse=True)
+def every_epoch_is_written(monkeypatch):
+    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -312,37 +318,27 @@ def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):
         fit(dataset, lean_run, settings(), initial=lean_run / "model.keras", resume=True, verbose=0)
 
 
-def test_a_teacher_is_shown_bare_faces_and_their_mirror_images(lean_run, dataset):
-    bare = read_part(dataset, "bare", "train")
-    network = keras.models.load_model(lean_run / "model.keras", compile=False)
-    faces = bare.images[..., None].astype(np.float32)
-    expected = (network.predict(faces, verbose=0) + network.predict(faces[:, :, ::-1], verbose=0)) / 2
-    found = fitting._teacher_scores(lean_run / "model.keras", bare, np.arange(len(bare)))
-    assert np.allclose(found, expected, atol=1e-4)
-
-
-def test_a_teacher_says_the_same_of_all_masks_of_a_face(lean_run, dataset):
-    bare = read_part(dataset, "bare", "train").take(np.arange(6))
-    found = fitting._teacher_scores(lean_run / "model.keras", bare, np.array([2, 2, 0, 0, 0, 1]))
-    assert np.array_equal(found[0], found[1])
-    assert np.array_equal(found[2], found[4])
-    assert not np.array_equal(found[0], found[2])
-
-
-def test_a_teacher_that_is_no_network_is_named(dataset):
-    with pytest.raises(InputError, match=r"dataset\.json cannot teach"):
-        fitting._teacher_scores(dataset / "dataset.json", read_part(dataset, "bare", "train"), np.arange(49))
-
-
-def test_a_network_learns_from_its_teacher(tiny_networks, monkeypatch, tmp_path, dataset, lean_run):
-    seen = []
+def test_a_network_learns_from_its_teachers(tiny_networks, monkeypatch, tmp_path, dataset, lean_run):
+    seen, teachers = [], [lean_run / "model.keras"]
     monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[4]) or FaceBatches(*given))
-    fit(dataset, tmp_path / "run", settings(epochs=1), teacher=lean_run / "model.keras", verbose=0)
-    training = read_part(dataset, "bare", "train")
-    training = training.take(~validation_part(training, dataset, 0.2))
-    expected = fitting._teacher_scores(lean_run / "model.keras", training, np.arange(len(training)))
-    assert np.allclose(seen[0], expected, atol=1e-5)
-    assert json.loads((tmp_path / "run/run.json").read_text())["teacher_sha256"]
+    fit(dataset, tmp_path / "run", settings(epochs=1), teachers=teachers, verbose=0)
+    kept = ~validation_part(read_part(dataset, "bare", "train"), dataset, 0.2)
+    masked, bare = (read_part(dataset, part, "train").take(kept) for part in ("masked", "bare"))
+    expected = ask(teachers, masked, bare, np.arange(len(masked)), lambda parts: np.ones(len(masked), np.int64))
+    assert np.allclose(seen[0].masked, expected.masked, atol=1e-5)
+    assert np.allclose(seen[0].bare, expected.bare, atol=1e-5)
+    assert len(json.loads((tmp_path / "run/run.json").read_text())["teachers_sha256"]) == 1
+
+
+def test_parts_that_are_left_out_make_up_all_faces(tiny_networks, monkeypatch, tmp_path, dataset):
+    seen = []
+    monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[0]) or FaceBatches(*given))
+    for part in ("", "1/2", "2/2"):
+        fit(dataset, tmp_path / f"run{part[:1]}", settings(epochs=1, leave_out=part), verbose=0)
+    everything, one, other = (set(pictures.names) for pictures in seen)
+    assert one | other == everything
+    assert not one & other
+    assert min(len(one), len(other)) > 5
 
 
 @pytest.mark.parametrize(("share", "part"), [(1.0, "bare"), (0.9, "masked")])
@@ -475,6 +471,21 @@ def test_a_best_network_that_was_not_written_any_more_is_written_on_resume(
         assert np.array_equal(one, other)
 
 
+def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, dataset):
+    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 3600.0)
+    real, written = run_folder.save_network, []
+    monkeypatch.setattr(run_folder, "save_network", lambda *given: written.append(given[1].stem) or real(*given))
+    fit(dataset, tmp_path / "run", settings(epochs=5), verbose=0)
+    assert written.count("last") == 2  # the first and the last
+    rows = history(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    best = keras.models.load_model(tmp_path / "run/checkpoints/best.keras", compile=False)
+    held_out = validation_part(read_part(dataset, "masked", "train"), dataset, 0.2)
+    judged = read_part(dataset, "masked", "train").take(held_out)
+    right = best.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
+    assert right.mean() == pytest.approx(max(row["val_accuracy"] for row in rows))
+
+
 def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_networks, tmp_path, dataset):
     fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
     left = tmp_path / "run/checkpoints/.last.1234abcd.partial.keras"
@@ -493,9 +504,10 @@ def test_a_damaged_run_is_named_on_resume(tiny_networks, tmp_path, dataset, name
         fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
 
 
-@pytest.mark.parametrize("wrong", ["initial", "teacher"])
+@pytest.mark.parametrize("wrong", ["initial", "teachers"])
 def test_a_mistake_leaves_no_run_behind(tiny_networks, tmp_path, dataset, wrong):
+    path = dataset / "dataset.json"
     with pytest.raises(InputError):
-        fit(dataset, tmp_path / "run", settings(), verbose=0, **{wrong: dataset / "dataset.json"})
+        fit(dataset, tmp_path / "run", settings(), verbose=0, **{wrong: [path] if wrong == "teachers" else path})
     assert not (tmp_path / "run").exists()
     assert [p.name for p in tmp_path.iterdir()] == []

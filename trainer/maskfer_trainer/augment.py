@@ -28,20 +28,20 @@ def augment(images: UInt8Array, random: np.random.Generator, strength: float = 1
     angles = random.uniform(-12, 12, (count,)) * strength
     scales = 1 + random.uniform(-0.12, 0.14, (count,)) * strength
     shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height) * strength
-    contrasts = 1 + random.uniform(-0.3, 0.3, (count,)) * strength
-    brightnesses = random.uniform(-35, 35, (count,)) * strength
+    contrasts = (1 + random.uniform(-0.3, 0.3, (count,)) * strength).astype(np.float32)
+    brightnesses = (random.uniform(-35, 35, (count,)) * strength).astype(np.float32)
     blurs = np.where(random.random((count,)) < 0.15 * strength, random.uniform(0.4, 1.0, (count,)), 0)
     for i, original in enumerate(images):
-        image = original[:, ::-1] if flips[i] else original
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[i], scales[i])
+        if flips[i]:  # mirrored first, then turned
+            matrix[:, 2] += matrix[:, 0] * (width - 1)
+            matrix[:, 0] *= -1
         matrix[:, 2] += shifts[i]
-        image = cv2.warpAffine(np.ascontiguousarray(image), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
-        if blurs[i]:
-            image = cv2.GaussianBlur(image, (0, 0), blurs[i])
-        mean = image.mean()
-        light = (image.astype(np.float32) - mean) * contrasts[i] + mean + brightnesses[i]
-        changed[i] = np.clip(np.round(light), 0, 255).astype(np.uint8)
-    return changed
+        image = cv2.warpAffine(original, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        changed[i] = cv2.GaussianBlur(image, (0, 0), blurs[i]) if blurs[i] else image
+    means = changed.mean(axis=(1, 2), dtype=np.float32)[:, None, None]
+    light = (changed - means) * contrasts[:, None, None] + (means + brightnesses[:, None, None])
+    return np.asarray(np.clip(np.round(light), 0, 255), dtype=np.uint8)
 
 
 def cut_out(images: UInt8Array, random: np.random.Generator, share: float) -> UInt8Array:

@@ -15,6 +15,7 @@ from maskfer_edge.errors import InputError
 from maskfer_trainer.augment import augment, cut_out, mix_up
 from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.settings import FitSettings
+from maskfer_trainer.teachers import Lessons
 
 
 class FaceBatches:
@@ -30,7 +31,7 @@ class FaceBatches:
         bare: PictureSet | None,
         faces: npt.NDArray[np.int64],
         settings: FitSettings,
-        teacher_scores: FloatArray | None = None,
+        lessons: Lessons | None = None,
     ) -> None:
         """Take the training part.
 
@@ -39,13 +40,14 @@ class FaceBatches:
             bare: The bare picture of each, or None if none are to be shown.
             faces: (n,) which face each picture shows, see `faces_shown`.
             settings: How to train.
-            teacher_scores: (n, 7) what a teacher says of each, or None.
+            lessons: What teachers say of each, or None.
         """
         self.masked, self.bare, self.settings = masked, bare, settings
-        self.targets = _smoothed(np.eye(len(LABELS), dtype=np.float32)[masked.labels], settings.label_smoothing)
-        if teacher_scores is not None:
-            share = np.float32(settings.teacher_share)
-            self.targets = (1 - share) * self.targets + share * teacher_scores
+        told = _smoothed(np.eye(len(LABELS), dtype=np.float32)[masked.labels], settings.label_smoothing)
+        self.targets = self.bare_targets = told
+        if lessons is not None:
+            self.targets = _taught(told, lessons.masked, settings.teacher_share)
+            self.bare_targets = _taught(told, lessons.bare, settings.teacher_share)
         # the pictures of one face stand together here
         self._pictures = np.argsort(faces, kind="stable")
         _, self._first, self._counts = np.unique(faces[self._pictures], return_index=True, return_counts=True)
@@ -69,10 +71,11 @@ class FaceBatches:
         settings = self.settings
         batch = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
         chosen = self.order[batch]
-        images = self.masked.images[chosen]
+        images, targets, weights = self.masked.images[chosen], self.targets[chosen], self.weights[chosen]
         if self.bare is not None:
-            images = np.where(self.is_bare[batch][:, None, None], self.bare.images[chosen], images)
-        targets, weights = self.targets[chosen], self.weights[chosen]
+            is_bare = self.is_bare[batch]
+            images = np.where(is_bare[:, None, None], self.bare.images[chosen], images)
+            targets = np.where(is_bare[:, None], self.bare_targets[chosen], targets)
         if settings.arch == "paper":
             return images[..., None].astype(np.float32), targets, weights
         random = np.random.default_rng([settings.seed, self.epoch, index])
@@ -105,6 +108,16 @@ def validation_part(pictures: PictureSet, dataset: Path, share: float) -> npt.ND
     return np.array([drawn_share("validation", 0, name) for name in pixels]) < share
 
 
+def part_of(pictures: PictureSet, dataset: Path, parts: int) -> npt.NDArray[np.int64]:
+    """Which of so many parts, from 1, each training picture is in: (n,) int64, by the hash of the bare pixels.
+
+    Raises:
+        InputError: If the manifest names a picture not.
+    """
+    pixels = _by_picture(pictures, dataset, lambda r: str(r["pixels_sha256"]))
+    return np.array([int(drawn_share("part", 0, name) * parts) + 1 for name in pixels], dtype=np.int64)
+
+
 def _by_picture(pictures: PictureSet, dataset: Path, key: Callable[[dict[str, Any]], str]) -> list[str]:
     keys = {record_name(r): key(r) for r in manifest(dataset) if r["split"] == "train"}
     absent = [name for name in pictures.names if name not in keys]
@@ -115,6 +128,12 @@ def _by_picture(pictures: PictureSet, dataset: Path, key: Callable[[dict[str, An
 
 def _smoothed(targets: FloatArray, share: float) -> FloatArray:
     return np.asarray((1 - share) * targets + share / len(LABELS), dtype=np.float32)
+
+
+def _taught(told: FloatArray, said: FloatArray, share: float) -> FloatArray:
+    """Targets of which `share` is what teachers say, where they say anything."""
+    shares = np.where(said.any(axis=1, keepdims=True), np.float32(share), np.float32(0))
+    return np.asarray((1 - shares) * told + shares * said, dtype=np.float32)
 
 
 def _class_weights(labels: npt.NDArray[np.int64], power: float) -> FloatArray:

@@ -175,11 +175,15 @@ def fit_command(
     balance: Annotated[
         float | None, typer.Option(help="0: each face weighs the same; 1: each class. Default: 0.25; paper: 0.")
     ] = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Learn also from what this .keras says of the bare faces.")
+    teachers: Annotated[
+        list[Path] | None,
+        typer.Option("--teacher", help="Learn also from what this .keras says of the faces. May be repeated."),
     ] = None,
     teacher_share: Annotated[
-        float | None, typer.Option(help="Share of the target that the teacher's scores make up. Default: 0.5.")
+        float | None, typer.Option(help="Share of the target that teachers' scores make up. Default: 0.5.")
+    ] = None,
+    leave_out: Annotated[
+        str | None, typer.Option(help='Part of the faces to leave out, such as 1/4, for this network to teach them.')
     ] = None,
     initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
@@ -205,7 +209,7 @@ def fit_command(
             out,
             settings,
             initial=initial,
-            teacher=teacher,
+            teachers=teachers or (),
             resume=resume,
             distribute=distribute,
             say=say,

@@ -122,7 +122,7 @@ def fit_detector(
         model.compile(optimizer=optimizer, loss=DetectorLoss())
     if not resume:
         make_run(run, config)
-    folder = RunFolder(run, history)
+    folder = RunFolder(run, history, settings.epochs)
     folder.set_model(model)
     wanted, epochs = _targets_of(validation), range(done, settings.epochs)
     with batches_of(training, settings.batch_size, settings.seed, epochs, workers) as batches:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet, dataset_info, read_part
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_trainer.batches import FaceBatches, faces_shown, validation_part
+from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_temperature
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history, save_network
-from maskfer_trainer.settings import FitSettings
+from maskfer_trainer.settings import FitSettings, left_out
+from maskfer_trainer.teachers import ask
+
+AHEAD = 4  # batches that are made before they are needed
 
 
 def fit(
@@ -32,7 +36,7 @@ def fit(
     settings: FitSettings,
     *,
     initial: Path | None = None,
-    teacher: Path | None = None,
+    teachers: Sequence[Path] = (),
     resume: bool = False,
     distribute: bool = False,
     say: Callable[[str], None] = lambda _: None,
@@ -50,9 +54,8 @@ def fit(
         settings: How to train.
         initial: A `.keras` of the same architecture whose weights to start from. Give the same
             validation share as it was trained with, or it will have seen the validation part.
-        teacher: A `.keras` that is shown each training face bare and mirrored; its mean scores count
-            for `FitSettings.teacher_share` of the target (privileged distillation, after Lopez-Paz and
-            others 2016, own form). The same care with the validation part.
+        teachers: `.keras` files whose scores of the training faces count for `FitSettings.teacher_share`
+            of the target, see `teachers.ask`. The same care with the validation part.
         resume: Go on with the run that `run` holds.
         distribute: Split each batch over all devices.
         say: Takes what a person at the terminal should know.
@@ -70,12 +73,12 @@ def fit(
     config = {"settings": asdict(settings), "dataset": info["name"], "dataset_sha256": info["sha256"]}
     if initial is not None:
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
-    if teacher is not None:
-        config["teacher_sha256"] = hashlib.sha256(read_bytes(teacher)).hexdigest()
+    if teachers:
+        config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
     check_run(run, config, resume)
     devices = spread(settings.batch_size) if distribute else []
     keras.utils.set_random_seed(settings.seed)
-    batches, validation = _read_parts(dataset, settings, teacher)
+    batches, validation = _read_parts(dataset, settings, teachers)
     say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
     if devices:
         say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
@@ -93,7 +96,7 @@ def fit(
     if not resume:
         make_run(run, config)
     if done < settings.epochs:
-        callbacks = [*_callbacks(model, settings, history), RunFolder(run, history)]
+        callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
         _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
     elif (run / "model.keras").exists():
         return run / "model.keras"
@@ -114,20 +117,26 @@ def fit(
     return run / "model.keras"
 
 
-def _read_parts(dataset: Path, settings: FitSettings, teacher: Path | None) -> tuple[FaceBatches, PictureSet]:
+def _read_parts(dataset: Path, settings: FitSettings, teachers: Sequence[Path]) -> tuple[FaceBatches, PictureSet]:
     masked = read_part(dataset, "masked", "train")
-    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teacher is not None else None
+    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teachers else None
     if bare is not None and bare.names != masked.names:
         raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
     held_out = validation_part(masked, dataset, settings.validation_share)
     # a network of bare faces alone is judged on bare faces
     judged = bare if bare is not None and settings.bare_share == 1 else masked
-    faces = faces_shown(masked, dataset)[~held_out]
-    training, validation = masked.take(~held_out), judged.take(held_out)
+    part, parts = left_out(settings.leave_out)
+    shown = ~held_out & (part_of(masked, dataset, parts) != part) if parts else ~held_out
+    faces = faces_shown(masked, dataset)[shown]
+    training, validation = masked.take(shown), judged.take(held_out)
     _check_parts(training, validation, dataset)
-    bare = bare.take(~held_out) if bare else None
-    scores = _teacher_scores(teacher, bare, faces) if teacher is not None and bare is not None else None
-    return FaceBatches(training, bare, faces, settings, scores), validation
+    bare = bare.take(shown) if bare else None
+    lessons = (
+        ask(teachers, training, bare, faces, lambda count: part_of(training, dataset, count))
+        if teachers and bare is not None
+        else None
+    )
+    return FaceBatches(training, bare, faces, settings, lessons), validation
 
 
 def _write_calibrated(network: keras.Model, validation: PictureSet, metadata: dict[str, Any], path: Path) -> None:
@@ -161,17 +170,6 @@ def _check_parts(training: PictureSet, validation: PictureSet, dataset: Path) ->
     if counts.min() < 1:
         short = LABELS[int(counts.argmin())]
         raise InputError(f"{dataset} has too few pictures of {short}: none is left to train on beside validation")
-
-
-def _teacher_scores(teacher: Path, bare: PictureSet, faces: npt.NDArray[np.int64]) -> FloatArray:
-    """(n, 7) float32: the teacher's scores, mean of each bare face and its mirror image."""
-    try:
-        network = keras.models.load_model(teacher, compile=False)
-        _, first, of_picture = np.unique(faces, return_index=True, return_inverse=True)
-        scores = predict_views(network, bare.images[first]).mean(axis=0).reshape(len(first), len(LABELS))
-        return np.asarray(scores[of_picture], dtype=np.float32)
-    except Exception as error:  # Keras raises many kinds for files that it cannot read
-        raise InputError(f"{teacher} cannot teach: {' '.join(str(error).split())[:150]}") from error
 
 
 def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
@@ -215,16 +213,27 @@ def _train(
         _seed_dropout(model, batches.settings.seed, epoch)
         calls.on_epoch_begin(epoch)
         sums: dict[str, float] = {}
-        for index in range(len(batches)):
+        for index, batch in enumerate(_ahead(batches)):
             calls.on_train_batch_begin(index)
             model.reset_metrics()  # what comes is of this batch alone; what is told is the mean, as `fit` tells it
-            for name, value in model.train_on_batch(*batches[index], return_dict=True).items():
+            for name, value in model.train_on_batch(*batch, return_dict=True).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             calls.on_train_batch_end(index, {name: total / (index + 1) for name, total in sums.items()})
         told = {name: total / len(batches) for name, total in sums.items()}
         judged = model.evaluate(faces, targets, batch_size=size, callbacks=calls, return_dict=True, verbose=0)
         calls.on_epoch_end(epoch, told | {f"val_{name}": float(value) for name, value in judged.items()})
     calls.on_train_end()
+
+
+def _ahead(batches: FaceBatches) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
+    """The batches of an epoch, the next ones made while one is learned from."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(batches.__getitem__, index) for index in range(min(AHEAD, len(batches))))
+        for index in range(len(batches)):
+            batch = waiting.popleft().result()
+            if index + AHEAD < len(batches):
+                waiting.append(pool.submit(batches.__getitem__, index + AHEAD))
+            yield batch
 
 
 def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:

@@ -29,6 +29,16 @@ def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None
         new.writestr(zipfile.ZipInfo(METADATA_NAME, (1980, 1, 1, 0, 0, 0)), json.dumps(metadata, indent=2))
 
 
+def says_of_itself(path: Path) -> dict[str, Any]:
+    """What `embed_metadata` wrote into a `.keras` file; empty if it says nothing or is no such file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            said = json.loads(archive.read(METADATA_NAME))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
 def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> FloatArray:
     """What a loaded Keras network says of faces and of their mirror images.
 

@@ -14,24 +14,30 @@ import csv
 import json
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
+# An epoch is written at once if the last one was written so long ago; on a GPU writing would take longer than learning.
+LEAST_SECONDS = 10.0
 
 
 class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
     """Writes what a run leaves after each epoch, and ends it when the loss is no number any more."""
 
-    def __init__(self, run: Path, history: History) -> None:
+    def __init__(self, run: Path, history: History, epochs: int) -> None:
         super().__init__()
-        self.run, self.history = run, history
+        self.run, self.history, self.epochs = run, history, epochs
+        self._written, self._written_at = len(history), -math.inf
+        self._best: list[Any] | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Keras calls this after each batch."""
@@ -46,15 +52,26 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
             self._refuse(f"the validation loss became {logs['val_loss']}")
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.history.append({"epoch": epoch + 1, "learning_rate": rate, **logs})
+        if best_of(self.history) is self.history[-1]:
+            self._best = [np.array(weights) for weights in self.model.get_weights()]
+        if time.monotonic() >= self._written_at + LEAST_SECONDS or len(self.history) == self.epochs:
+            self._write()
+            self._written, self._written_at = len(self.history), time.monotonic()
+
+    def _write(self) -> None:
         _write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
         # resuming starts from it: whatever was cut short before is done again
         save_network(self.model, self.run / "checkpoints" / "last.keras")
-        if best_of(self.history) is self.history[-1]:
+        if self._best is not None:
+            last = [np.array(weights) for weights in self.model.get_weights()]
+            self.model.set_weights(self._best)
             save_network(self.model, self.run / "checkpoints" / "best.keras")
+            self.model.set_weights(last)
+            self._best = None
 
     def _refuse(self, what: str) -> None:
-        kept = f"the state after epoch {len(self.history)} is kept" if self.history else "no epoch was finished"
+        kept = f"the state after epoch {self._written} is kept" if self._written else "no epoch was finished"
         raise InputError(
             f"{what} in epoch {len(self.history) + 1}; {kept} in {self.run}; train again with a lower --learning-rate"
         )

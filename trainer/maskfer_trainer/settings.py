@@ -45,7 +45,9 @@ class FitSettings:
         label_smoothing: Share of the target that is spread over all classes.
         balance: Power of class balancing: a class of n faces weighs n^-balance in the loss. 0: each
             face weighs the same; 1: each class does.
-        teacher_share: Share of the target that a teacher's scores make up, if there is a teacher.
+        teacher_share: Share of the target that teachers' scores make up, if there are teachers.
+        leave_out: Part of the training faces that is left out, "K/N" for the K-th of N; "" for none. What was left
+            out can be taught by this network to another (see `teachers.ask`).
     """
 
     arch: str = "lean"
@@ -61,6 +63,7 @@ class FitSettings:
     label_smoothing: float = 0.1
     balance: float = 0.25
     teacher_share: float = 0.5
+    leave_out: str = ""
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -72,6 +75,7 @@ class FitSettings:
         for name in ("bare_share", "augmentation", "cutout", "label_smoothing", "balance", "teacher_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
+        left_out(self.leave_out)
         if not 0 < self.validation_share < 1:
             raise InputError(f"validation_share must be between 0 and 1; received {self.validation_share}")
         if not 0 <= self.seed < 2**32:
@@ -84,6 +88,16 @@ class FitSettings:
         if self.arch == "paper" and (self.augmentation, self.cutout, self.mixup) != (0, 0, 0):
             raise InputError("the paper's network is trained on faces as they are; leave out augmentation, "
                              "cutout and mixup, or choose another network")  # fmt: skip
+
+
+def left_out(part: str) -> tuple[int, int]:
+    """K and N of "K/N"; (0, 0) of "". Raises InputError if it is neither."""
+    if not part:
+        return 0, 0
+    k, _, n = part.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) and int(n) >= 2):
+        raise InputError(f'leave_out must be a part such as "1/4"; received {part!r}')
+    return int(k), int(n)
 
 
 def fit_settings(config: Path | None, given: dict[str, Any]) -> FitSettings:

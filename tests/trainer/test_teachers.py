@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from maskfer_edge.dataset import read_part
+from maskfer_edge.errors import InputError
+from maskfer_trainer.keras_file import embed_metadata
+from maskfer_trainer.teachers import ask
+
+
+@pytest.fixture(scope="module")
+def parts(dataset):
+    return [read_part(dataset, part, "train").take(np.arange(6)) for part in ("masked", "bare")]
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """Makes a network of random weights whose file says that it was trained with these settings."""
+
+    def make(seed: int = 0, **settings):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((48, 48, 1))
+        x = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+        network = keras.Model(inputs, keras.layers.Dense(7, activation="softmax")(x))
+        network.save(tmp_path / "plain.keras")
+        path = tmp_path / f"teacher{len(list(tmp_path.iterdir()))}.keras"
+        embed_metadata(tmp_path / "plain.keras", path, {"settings": settings} if settings else {})
+        return path
+
+    return make
+
+
+def said(path, pictures):
+    network = keras.models.load_model(path, compile=False)
+    faces = pictures.images[..., None].astype(np.float32)
+    return (network.predict(faces, verbose=0) + network.predict(faces[:, :, ::-1], verbose=0)) / 2
+
+
+def asked(teachers, parts, faces=None, folds=None):
+    masked, bare = parts
+    return ask(
+        teachers, masked, bare, np.arange(len(masked)) if faces is None else np.array(faces),
+        lambda parts: np.ones(len(masked), np.int64) if folds is None else np.array(folds),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "sees"), [({}, "b"), ({"bare_share": 1.0}, "b"), ({"bare_share": 0.0}, "m"),
+                                                ({"bare_share": 0.4}, "mb")])  # fmt: skip
+def test_a_teacher_is_asked_about_faces_as_it_knows_them(teacher, parts, settings, sees):
+    path, (masked, bare) = teacher(**settings), parts
+    lessons = asked([path], parts)
+    views = [said(path, part) for name, part in (("m", masked), ("b", bare)) if name in sees]
+    assert np.allclose(lessons.masked, np.mean(views, axis=0), atol=1e-5)
+    assert np.allclose(lessons.bare, said(path, bare) if "b" in sees else 0, atol=1e-5)
+
+
+def test_several_teachers_give_their_mean(teacher, parts):
+    paths = [teacher(seed) for seed in (1, 2)]
+    expected = np.mean([said(path, parts[1]) for path in paths], axis=0)
+    assert np.allclose(asked(paths, parts).masked, expected, atol=1e-5)
+
+
+def test_a_teacher_speaks_only_of_faces_that_it_left_out(teacher, parts):
+    first, second = (teacher(seed, bare_share=1.0, leave_out=f"{seed}/3") for seed in (1, 2))
+    folds = np.array([1, 2, 3, 1, 2, 3])
+    lessons = asked([first, second], parts, folds=folds)
+    for path, part in ((first, 1), (second, 2)):
+        assert np.allclose(lessons.bare[folds == part], said(path, parts[1])[folds == part], atol=1e-5)
+    assert not lessons.bare[folds == 3].any()
+    assert not lessons.masked[folds == 3].any()
+
+
+def test_a_teacher_says_the_same_of_all_masks_of_a_bare_face(teacher, parts):
+    found = asked([teacher()], parts, faces=[2, 2, 0, 0, 0, 1]).bare
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[2], found[4])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_a_teacher_that_is_no_network_is_named(dataset, parts):
+    with pytest.raises(InputError, match=r"dataset\.json cannot teach"):
+        asked([dataset / "dataset.json"], parts)

@@ -24,7 +24,9 @@ def batches(
     """Batches of three faces that are not changed, but for `changes`."""
     of_picture = np.array(range(len(labels)) if faces is None else faces)
     lessons = changes.pop("lessons", None)
-    return FaceBatches(pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), lessons)
+    return FaceBatches(
+        pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), lessons
+    )
 
 
 def greys(made: FaceBatches) -> list[int]:

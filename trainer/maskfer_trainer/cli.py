@@ -183,7 +183,7 @@ def fit_command(
         float | None, typer.Option(help="Share of the target that teachers' scores make up. Default: 0.5.")
     ] = None,
     leave_out: Annotated[
-        str | None, typer.Option(help='Part of the faces to leave out, such as 1/4, for this network to teach them.')
+        str | None, typer.Option(help="Part of the faces to leave out, such as 1/4, for this network to teach them.")
     ] = None,
     initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,

@@ -61,7 +61,13 @@ def test_the_papers_dense_layers(networks):
 
 @pytest.mark.parametrize(
     ("name", "parameters", "millions"),
-    [("paper", 4_478_727, 290.5), ("lean", 381_495, 18.8), ("lean-small", 158_919, 8.1), ("large", 2_808_743, 247.2)],
+    [
+        ("paper", 4_478_727, 290.5),
+        ("lean", 405_727, 24.1),
+        ("lean-medium", 381_495, 18.8),
+        ("lean-small", 158_919, 8.1),
+        ("large", 2_808_743, 247.2),
+    ],
 )
 def test_sizes_are_as_documented(networks, name, parameters, millions):
     assert networks[name].count_params() == pytest.approx(parameters, rel=0.002)

@@ -80,6 +80,7 @@ try_release() {
 
   try_without_a_mirror "$base"
   try_offline "$release" "$base"
+  try_as_raspberry_pi_os "$base"
 }
 
 # A first installation whose downloads fail.
@@ -101,6 +102,34 @@ try_offline() {
   timed "removed without network" inside unshare --net bundle/install.sh --uninstall
   what_remained
   rm -rf -- "$TRY/bundle"
+}
+
+# With a stand-in of Raspberry Pi's package, which likewise needs a module that was compiled for the numpy of the system.
+try_as_raspberry_pi_os() {
+  fresh_root "$1"
+  local archive=$ROOT/srv/archive made=$TRY/picamera2
+  mkdir -p -- "$archive" "$made/DEBIAN" "$made/usr/lib/python3/dist-packages"
+  printf '%s\n' 'Package: python3-picamera2' 'Version: 1' 'Architecture: all' 'Maintainer: nobody <nobody@localhost>' \
+    'Depends: python3-numexpr' 'Description: stand-in' >"$made/DEBIAN/control"
+  printf '%s\n' 'import numexpr' 'class Picamera2:' '    def global_camera_info(): return [{"Model": "imx708", "Id": "/base/i2c"}]' \
+    >"$made/usr/lib/python3/dist-packages/picamera2.py"
+  # as all Python packages of Debian do it
+  printf '%s\n' '#!/bin/sh' 'py3clean -p python3-picamera2' >"$made/DEBIAN/prerm"
+  chmod 755 "$made/DEBIAN/prerm"
+  dpkg-deb --root-owner-group --build "$made" "$archive/picamera2.deb" >/dev/null
+  {
+    cat -- "$made/DEBIAN/control"
+    printf '%s\n' 'Filename: ./picamera2.deb' "Size: $(stat -c %s -- "$archive/picamera2.deb")" \
+      "SHA256: $(sha256sum <"$archive/picamera2.deb" | cut -d' ' -f1)"
+  } >"$archive/Packages"
+  echo 'deb [trusted=yes] file:/srv/archive ./' >"$ROOT/etc/apt/sources.list.d/raspi.list"
+  touch -- "$ROOT/etc/rpi-issue"
+  list_root >"$TRY/before"
+  timed "installed as on Raspberry Pi OS" inside checkout/deploy/install.sh
+  check "picamera2 works in the environment" inside /usr/local/bin/maskfer-edge doctor
+  check "and its camera is found" inside sh -c '/usr/local/bin/maskfer-edge cameras | grep imx708'
+  timed "removed" inside checkout/deploy/install.sh --uninstall
+  what_remained
 }
 
 # shellcheck disable=SC2016

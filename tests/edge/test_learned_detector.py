@@ -370,6 +370,14 @@ def test_a_face_in_the_padding_is_none(fake):
     assert detect(dark_picture((16, 4))) == []
 
 
+@pytest.mark.parametrize(("cells", "count"), [(0.9, 0), (1.1, 1)])
+def test_a_face_under_a_twelfth_of_the_height_is_none(fake, monkeypatch, cells, count):
+    monkeypatch.setattr(learned_detector, "LEAST_SHARE", STRIDE / 16)  # of 16 pixels: a cell
+    # its area counts, not one side
+    detect, _ = fake(heat_output(0.9), box_output((0, 0, np.log(cells * 2), np.log(cells / 2))))
+    assert len(detect(dark_picture((16, 32)))) == count
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_outputs_are_told_apart_by_their_shapes(fake, order):
     detect, _ = fake(*[heat_output(0.75), box_output((0, 0, 0, np.log(2)))][::order])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from maskfer_trainer.calibration import best_temperature, calibration_error, fold_temperature
+from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -67,3 +67,58 @@ def test_a_folded_temperature_divides_the_logits():
     before = np.log(network.predict(faces, verbose=0))
     fold_temperature(network, 2.0)
     assert network.predict(faces, verbose=0) == pytest.approx(softmax(before / 2), abs=1e-5)
+
+
+COMMON, RARE = 0, 1
+
+
+@pytest.fixture(scope="module")
+def shy(honest) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Views of honest logits, labels, and class counts; class `RARE` is given less often than it is true."""
+    logits, labels = honest
+    shifted = logits.copy()
+    shifted[:, RARE] -= 1.5
+    counts = np.full(7, 1000)
+    counts[RARE] = 10
+    return softmax(np.stack([shifted, shifted])), labels, counts
+
+
+def recalls(views, labels, lifted) -> np.ndarray:
+    given = softmax(np.log(np.maximum(views, 1e-12)) + lifted).mean(axis=0).argmax(axis=1)
+    return np.array([(given[labels == k] == k).mean() for k in range(7)])
+
+
+def test_a_class_given_too_seldom_is_lifted_as_far_as_it_must_be(shy):
+    views, labels, counts = shy
+    before = recalls(views, labels, 0)
+    lifted = lift(views, labels, 0.4, counts)
+    assert before[RARE] < 0.3
+    assert before[[0, 2, 3, 4, 5, 6]].min() > 0.45
+    assert np.flatnonzero(lifted).tolist() == [RARE]
+    assert 0.4 <= recalls(views, labels, lifted)[RARE] < 0.42
+
+
+def test_no_class_is_lifted_beyond_half_of_its_rarity(shy):
+    views, labels, counts = shy
+    lifted = lift(views, labels, 0.99, counts)
+    assert lifted[RARE] == pytest.approx(np.log(1000 / 10) / 2, abs=0.02)
+    assert lifted[COMMON] == 0  # as common as any
+
+
+def test_nothing_is_lifted_unless_it_is_asked_for(shy):
+    views, labels, counts = shy
+    assert not lift(views, labels, 0.0, counts).any()
+
+
+def test_a_class_that_validation_does_not_show_is_left_alone(shy):
+    views, labels, counts = shy
+    others = labels != RARE
+    assert not lift(views[:, others], labels[others], 0.4, counts).any()
+
+
+def test_a_folded_lift_adds_to_the_logits():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(7, activation="softmax")])
+    faces = np.random.default_rng(1).normal(0, 3, (5, 4)).astype(np.float32)
+    before, lifted = np.log(network.predict(faces, verbose=0)), np.arange(7) / 5
+    fold_lift(network, lifted)
+    assert network.predict(faces, verbose=0) == pytest.approx(softmax(before + lifted), abs=1e-5)

@@ -363,6 +363,22 @@ def test_the_confidence_is_calibrated_on_validation_faces(lean_run, dataset):
     assert set(said["validation_calibration_error"]) == {"before", "after"}
 
 
+def test_a_class_that_is_to_be_lifted_is_so_before_the_temperature(tiny_networks, monkeypatch, tmp_path, dataset):
+    asked = []
+    monkeypatch.setattr(fitting, "lift", lambda *given: asked.append(given) or np.eye(7)[1] * 1.5)
+    fit(dataset, tmp_path / "run", settings(epochs=1, least_recall=0.4), verbose=0)
+    assert asked[0][2] == 0.4
+    training = read_part(dataset, "masked", "train")
+    assert asked[0][3].sum() == (~validation_part(training, dataset, 0.2)).sum()
+    said = metadata(tmp_path / "run")
+    assert said["lifted"] == {"Disgust": 1.5}
+    before, after = (
+        keras.models.load_model(tmp_path / "run" / name, compile=False).layers[-1].get_weights()[1]
+        for name in ("checkpoints/best.keras", "model.keras")
+    )
+    assert np.allclose(after * said["temperature"] - before, np.eye(7)[1] * 1.5, atol=1e-4)
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_state(
     tiny_networks, monkeypatch, tmp_path, dataset, read_folder
 ):

@@ -57,7 +57,7 @@ def test_a_missing_file_is_named(tmp_path):
      ({"augmentation": 2}, "augmentation"), ({"cutout": 2}, "cutout"), ({"mixup": -1}, "mixup"),
      ({"mixup": float("inf")}, "mixup"), ({"label_smoothing": 1.1}, "label_smoothing"), ({"balance": -1}, "balance"),
      ({"teacher_share": 1.1}, "teacher_share"), ({"leave_out": "3/2"}, "leave_out"),
-     ({"leave_out": "half"}, "leave_out"),
+     ({"leave_out": "half"}, "leave_out"), ({"least_recall": 1.1}, "least_recall"),
      ({"epochs": 2.5}, "epochs.*int.*2.5"), ({"epochs": True}, "epochs"),
      ({"seed": "1"}, "seed.*int.*'1'"), ({"arch": 4}, "arch"), ({"arch": "paper"}, "as they are"),
      ({"learning_rate": float("nan")}, "learning rate"), ({"bare_share": float("nan")}, "bare_share")],

@@ -12,6 +12,8 @@ from maskfer_edge.contract import FloatArray
 
 BINS = 15
 TEMPERATURES = (0.25, 4.0)
+# By which a class is lifted at a time, in logarithms of its score.
+LIFT_STEP = 0.02
 
 
 def calibration_error(scores: FloatArray, labels: npt.NDArray[np.int64]) -> float:
@@ -55,6 +57,45 @@ def best_temperature(views: FloatArray, labels: npt.NDArray[np.int64]) -> float:
 
     bounds = tuple(np.log(TEMPERATURES))
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
+
+
+def lift(
+    views: FloatArray, labels: npt.NDArray[np.int64], least_recall: float, counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """By how much to lift the classes that are given too seldom (own; after Menon and others, logit adjustment, 2021).
+
+    The class of the lowest recall is lifted step by step until all have the least recall. None is lifted by more than
+    half of what would make up for how rare it is in training, so that a class of a few validation faces is not
+    lifted for their sake.
+
+    Args:
+        views: (views, n, classes) float32, as `best_temperature` takes them.
+        labels: (n,) indices of the true classes.
+        least_recall: 0 to 1.
+        counts: (classes,) training faces of each class.
+
+    Returns:
+        (classes,) float64 to add to the logarithms of the scores; zeros if nothing is to be lifted.
+    """
+    logits = np.log(np.maximum(views.astype(np.float64), 1e-12))
+    most = np.log(counts.max() / np.maximum(counts, 1)) / 2
+    shown = np.bincount(labels, minlength=len(counts))
+    lifted = np.zeros(len(counts))
+    while True:
+        scores = np.exp(logits + lifted)
+        given = (scores / scores.sum(axis=-1, keepdims=True)).mean(axis=0).argmax(axis=1)
+        recall = np.bincount(labels[given == labels], minlength=len(counts)) / np.maximum(shown, 1)
+        short = np.flatnonzero((recall < least_recall) & (shown > 0) & (lifted + LIFT_STEP <= most))
+        if not len(short):
+            return lifted
+        lifted[short[recall[short].argmin()]] += LIFT_STEP
+
+
+def fold_lift(network: Any, lifted: npt.NDArray[np.float64]) -> None:
+    """Add what `lift` gives to the last layer's biases."""
+    last = network.layers[-1]
+    kernel, bias = last.get_weights()
+    last.set_weights([kernel, bias + lifted])
 
 
 def fold_temperature(network: Any, temperature: float) -> None:

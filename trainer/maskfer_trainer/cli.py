@@ -182,6 +182,9 @@ def fit_command(
     teacher_share: Annotated[
         float | None, typer.Option(help="Share of the target that teachers' scores make up. Default: 0.5.")
     ] = None,
+    least_recall: Annotated[
+        float | None, typer.Option(help="Lift rare classes until so much of each is found. Default: 0, none lifted.")
+    ] = None,
     leave_out: Annotated[
         str | None, typer.Option(help="Part of the faces to leave out, such as 1/4, for this network to teach them.")
     ] = None,

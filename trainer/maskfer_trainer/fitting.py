@@ -13,13 +13,14 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet, dataset_info, read_part
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
-from maskfer_trainer.calibration import best_temperature, calibration_error, fold_temperature
+from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
@@ -113,7 +114,8 @@ def fit(
         "validation_pictures": len(validation),
     }
     best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
-    _write_calibrated(best, validation, metadata, run / "model.keras")
+    counts = np.bincount(batches.masked.labels, minlength=len(LABELS))
+    _write_calibrated(best, validation, counts, settings.least_recall, metadata, run / "model.keras")
     return run / "model.keras"
 
 
@@ -139,21 +141,35 @@ def _read_parts(dataset: Path, settings: FitSettings, teachers: Sequence[Path]) 
     return FaceBatches(training, bare, faces, settings, lessons), validation
 
 
-def _write_calibrated(network: keras.Model, validation: PictureSet, metadata: dict[str, Any], path: Path) -> None:
-    """Write a network with the temperature folded in that suits the validation faces, and what was measured.
+def _write_calibrated(
+    network: keras.Model,
+    validation: PictureSet,
+    counts: npt.NDArray[np.int64],
+    least_recall: float,
+    metadata: dict[str, Any],
+    path: Path,
+) -> None:
+    """Write a network, rare classes lifted, with the temperature that suits validation faces, and what was measured.
 
     Args:
         network: Its last layer is changed.
         validation: Faces that it was not trained on.
+        counts: (7,) training pictures of each class.
+        least_recall: See `FitSettings`.
         metadata: To write with it; temperature and calibration errors are added.
         path: `.keras` file; an existing one is replaced.
     """
     views = predict_views(network, validation.images)
+    lifted = lift(views, validation.labels, least_recall, counts)
+    if lifted.any():
+        fold_lift(network, lifted)
+        views = predict_views(network, validation.images)
     temperature = best_temperature(views, validation.labels)
     before = calibration_error(views.mean(axis=0), validation.labels)
     fold_temperature(network, temperature)
     after = calibration_error(predict_views(network, validation.images).mean(axis=0), validation.labels)
     calibration = {
+        "lifted": {label: round(float(by), 2) for label, by in zip(LABELS, lifted, strict=True) if by},
         "temperature": round(temperature, 4),
         "validation_calibration_error": {"before": round(before, 4), "after": round(after, 4)},
     }

@@ -48,6 +48,8 @@ class FitSettings:
         teacher_share: Share of the target that teachers' scores make up, if there are teachers.
         leave_out: Part of the training faces that is left out, "K/N" for the K-th of N; "" for none. What was left
             out can be taught by this network to another (see `teachers.ask`).
+        least_recall: Share of each class's validation faces that the finished network shall find; rare classes are
+            lifted for it, within limits (see `calibration.lift`).
     """
 
     arch: str = "lean"
@@ -64,6 +66,7 @@ class FitSettings:
     balance: float = 0.25
     teacher_share: float = 0.5
     leave_out: str = ""
+    least_recall: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -72,7 +75,15 @@ class FitSettings:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; received {getattr(self, name)}")
-        for name in ("bare_share", "augmentation", "cutout", "label_smoothing", "balance", "teacher_share"):
+        for name in (
+            "bare_share",
+            "augmentation",
+            "cutout",
+            "label_smoothing",
+            "balance",
+            "teacher_share",
+            "least_recall",
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
         left_out(self.leave_out)

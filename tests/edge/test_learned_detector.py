@@ -378,6 +378,14 @@ def test_a_face_under_a_twelfth_of_the_height_is_none(fake, monkeypatch, cells, 
     assert len(detect(dark_picture((16, 32)))) == count
 
 
+def test_a_face_too_small_hides_no_larger_one():
+    small, large = (2, 3, 0.9, (0, 0, 2, 2)), (2, 5, 0.8, (-1.5, 0, 3, 2))
+    _, scores = decode(*output([small, large]), STRIDE, 0.5)
+    assert scores.tolist() == pytest.approx([0.9])
+    _, scores = decode(*output([small, large]), STRIDE, 0.5, least_side=2.2 * STRIDE)
+    assert scores.tolist() == pytest.approx([0.8])
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_outputs_are_told_apart_by_their_shapes(fake, order):
     detect, _ = fake(*[heat_output(0.75), box_output((0, 0, 0, np.log(2)))][::order])

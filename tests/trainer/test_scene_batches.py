@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import multiprocessing
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
+from maskfer_edge.errors import InputError
 from maskfer_trainer import scene_batches as module
 from maskfer_trainer.detector_targets import targets
 from maskfer_trainer.scene_batches import SceneSet, batches_of, lit, make_batch, moved, read_scenes
@@ -26,9 +31,21 @@ def plainly(monkeypatch):
     monkeypatch.setattr(module, "DECOY_SHARE", 0.0)
 
 
-def all_batches(scenes, epochs=range(2), seed=0, workers=1):
-    with batches_of(scenes, 2, seed, epochs, workers) as batches:
-        return list(batches)
+@pytest.fixture
+def all_batches(tmp_path):
+    def make(scenes, epochs=range(2), seed=0, workers=1):
+        with batches_of(scenes, 2, seed, epochs, tmp_path, workers) as batches:
+            made = list(batches)
+        assert not list(tmp_path.iterdir())
+        return made
+
+    return make
+
+
+def test_processes_that_make_batches_import_no_keras():
+    heavy = "{'keras', 'tensorflow', 'matplotlib'}"
+    code = f"import sys, maskfer_trainer.scene_batches; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_scenes_are_read_with_their_faces(tmp_path):
@@ -84,7 +101,7 @@ def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
     assert moved(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
 
 
-def test_batches_hold_targets_of_the_moved_faces(scenes, plainly):
+def test_batches_hold_targets_of_the_moved_faces(scenes, plainly, all_batches):
     for images, wanted in all_batches(scenes):
         assert (images.shape, images.dtype, wanted.shape) == ((2, 240, 320, 1), np.uint8, (2, 30, 40, 7))
         for image, maps in zip(images, wanted, strict=True):
@@ -93,7 +110,7 @@ def test_batches_hold_targets_of_the_moved_faces(scenes, plainly):
                 assert here.mean() > image.mean() + 20
 
 
-def test_a_batch_depends_on_seed_and_epoch_and_its_number_alone(scenes):
+def test_a_batch_depends_on_seed_and_epoch_and_its_number_alone(scenes, all_batches):
     both, second = all_batches(scenes), all_batches(scenes, range(1, 2))
     assert (len(both), len(second)) == (6, 3)
     for (images, wanted), (again, wanted_again) in zip(both[3:], second, strict=True):
@@ -103,7 +120,7 @@ def test_a_batch_depends_on_seed_and_epoch_and_its_number_alone(scenes):
     assert not np.array_equal(both[0][0], all_batches(scenes, seed=1)[0][0])
 
 
-def test_other_processes_make_the_same_batches(scenes):
+def test_other_processes_make_the_same_batches(scenes, all_batches):
     for here, there in zip(all_batches(scenes), all_batches(scenes, workers=2), strict=True):
         for a, b in zip(here, there, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -134,15 +151,28 @@ def test_no_more_batches_are_made_ahead_than_said():
     assert [*made] == list(range(10, 50))
 
 
-def test_processes_end_where_batches_are_not_wanted_any_more(scenes):
-    import multiprocessing
-
-    with batches_of(scenes, 2, 0, range(1000), workers=2) as batches:
+def test_processes_end_where_batches_are_not_wanted_any_more(scenes, tmp_path):
+    before = set(multiprocessing.active_children())
+    with batches_of(scenes, 2, 0, range(1000), tmp_path, workers=2) as batches:
         next(batches)
-    assert not multiprocessing.active_children()
+    assert set(multiprocessing.active_children()) <= before
 
 
-def test_a_third_of_scenes_is_dark():
+def test_a_process_that_is_ended_is_told(scenes, tmp_path):
+    before = set(multiprocessing.active_children())
+    with (
+        pytest.raises(InputError, match="fewer --workers"),
+        batches_of(scenes, 2, 0, range(1000), tmp_path, workers=2) as batches,
+    ):
+        next(batches)
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+        for _ in batches:
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_about_a_third_of_scenes_has_half_its_light_or_less():
     image = np.full((240, 320), 120, np.uint8)
     means = np.array([lit(image, np.random.default_rng(number)).mean() for number in range(600)])
     assert 0.2 < (means < 60).mean() < 0.45

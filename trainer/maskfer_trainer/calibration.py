@@ -64,15 +64,15 @@ def lift(
 ) -> npt.NDArray[np.float64]:
     """By how much to lift the classes that are given too seldom (own; after Menon and others, logit adjustment, 2021).
 
-    The class of the lowest recall is lifted step by step until all have the least recall. None is lifted by more than
-    half of what would make up for how rare it is in training, so that a class of a few validation faces is not
-    lifted for their sake.
+    The class of the lowest recall is lifted step by step until all have the least recall or may not be lifted further:
+    none by more than half of what would make up for how rare it is in training, as a class of a few validation
+    faces should not be lifted without end for their sake.
 
     Args:
         views: (views, n, classes) float32, as `best_temperature` takes them.
         labels: (n,) indices of the true classes.
         least_recall: 0 to 1.
-        counts: (classes,) training faces of each class.
+        counts: (classes,) training pictures of each class.
 
     Returns:
         (classes,) float64 to add to the logarithms of the scores; zeros if nothing is to be lifted.
@@ -92,7 +92,7 @@ def lift(
 
 
 def fold_lift(network: Any, lifted: npt.NDArray[np.float64]) -> None:
-    """Add what `lift` gives to the last layer's biases."""
+    """Add what `lift` gives, (classes,), to the last layer's biases."""
     last = network.layers[-1]
     kernel, bias = last.get_weights()
     last.set_weights([kernel, bias + lifted])

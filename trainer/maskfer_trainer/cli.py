@@ -135,11 +135,12 @@ def networks_command() -> None:
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.networks import ARCHITECTURES, multiply_accumulates
 
+        width = max(map(len, ARCHITECTURES))
         for name, make in ARCHITECTURES.items():
             network = make()
             about = (make.__doc__ or "").partition("\n")[0].partition(":")[0]
             print_result(
-                f"{name:10}  {network.count_params() / 1e6:5.2f} M parameters  "
+                f"{name:{width}}  {network.count_params() / 1e6:5.2f} M parameters  "
                 f"{multiply_accumulates(network) / 1e6:5.1f} M multiply-accumulates  {about}"
             )
 
@@ -255,7 +256,8 @@ def fit_detector_command(
     epochs: Annotated[int, typer.Option(help="Passes over the scenes.")] = 40,
     seed: Annotated[int, typer.Option(help="Of weights, order and changes.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
+    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 2e-3,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make batches; 0: one less than cores.")] = 0,
     initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
@@ -268,7 +270,7 @@ def fit_detector_command(
         device = describe()
     settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
     say(device)
-    print_result(str(fit_detector(scenes, out, settings, initial=initial, resume=resume, say=say)))
+    print_result(str(fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)))
 
 
 @app.command("evaluate-detector")

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import Input, Model, initializers, layers, ops
 
-from maskfer_trainer.scenes import SIZE_WH
+from maskfer_trainer.detector_targets import SIZE_WH
 
 # Share of cells that hold a face at the start of training, so that the first steps are not spent on finding that out.
 PRIOR = 0.01

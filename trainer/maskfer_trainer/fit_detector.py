@@ -20,11 +20,10 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import decode
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
-from maskfer_trainer.detector_targets import STRIDE, targets
+from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
 from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
-from maskfer_trainer.scenes import SIZE_WH
 
 WARM_UP = 0.05  # share of all steps
 # Thresholds that are tried on the validation scenes.
@@ -107,8 +106,10 @@ def fit_detector(
         model = keras.models.load_model(
             run / "checkpoints" / "last.keras", custom_objects={"DetectorLoss": DetectorLoss}
         )
-        history = read_history(run)
-        done = len(history)
+        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
+        history = read_history(run)[:done]
+        if not 0 < done == len(history):
+            raise InputError(f"{run} cannot be gone on with, it is damaged; start a new run")
     else:
         detector = build_detector()
         if initial is not None:
@@ -125,7 +126,7 @@ def fit_detector(
     folder = RunFolder(run, history, settings.epochs)
     folder.set_model(model)
     wanted, epochs = _targets_of(validation), range(done, settings.epochs)
-    with batches_of(training, settings.batch_size, settings.seed, epochs, workers) as batches:
+    with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
         averaged = _weights_of(model)
         for epoch in epochs:
             losses: list[float] = []

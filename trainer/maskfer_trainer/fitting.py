@@ -24,7 +24,7 @@ from maskfer_trainer.calibration import best_temperature, calibration_error, fol
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history, save_network
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
 from maskfer_trainer.settings import FitSettings, left_out
 from maskfer_trainer.teachers import ask
 
@@ -77,9 +77,11 @@ def fit(
     if teachers:
         config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
     check_run(run, config, resume)
+    if resume and (run / "model.keras").exists():
+        return run / "model.keras"
     devices = spread(settings.batch_size) if distribute else []
     keras.utils.set_random_seed(settings.seed)
-    batches, validation = _read_parts(dataset, settings, teachers)
+    batches, validation = _read_parts(dataset, settings, teachers, say)
     say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
     if devices:
         say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
@@ -99,8 +101,6 @@ def fit(
     if done < settings.epochs:
         callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
         _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
-    elif (run / "model.keras").exists():
-        return run / "model.keras"
     if devices:
         keras.distribution.set_distribution(None)
     best_row = best_of(history)
@@ -119,7 +119,9 @@ def fit(
     return run / "model.keras"
 
 
-def _read_parts(dataset: Path, settings: FitSettings, teachers: Sequence[Path]) -> tuple[FaceBatches, PictureSet]:
+def _read_parts(
+    dataset: Path, settings: FitSettings, teachers: Sequence[Path], say: Callable[[str], None]
+) -> tuple[FaceBatches, PictureSet]:
     masked = read_part(dataset, "masked", "train")
     bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teachers else None
     if bare is not None and bare.names != masked.names:
@@ -134,7 +136,7 @@ def _read_parts(dataset: Path, settings: FitSettings, teachers: Sequence[Path]) 
     _check_parts(training, validation, dataset)
     bare = bare.take(shown) if bare else None
     lessons = (
-        ask(teachers, training, bare, faces, lambda count: part_of(training, dataset, count))
+        ask(teachers, training, bare, faces, lambda count: part_of(training, dataset, count), say)
         if teachers and bare is not None
         else None
     )
@@ -164,6 +166,8 @@ def _write_calibrated(
     if lifted.any():
         fold_lift(network, lifted)
         views = predict_views(network, validation.images)
+        right = views[0].argmax(axis=1) == validation.labels
+        metadata = {**metadata, "validation_accuracy": round(float(right.mean()), 4)}
     temperature = best_temperature(views, validation.labels)
     before = calibration_error(views.mean(axis=0), validation.labels)
     fold_temperature(network, temperature)
@@ -287,9 +291,6 @@ def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Mod
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{run} cannot be gone on with, it is damaged: {reason}; start a new run") from error
-    if best_of(history) is history[-1]:
-        # it may have been cut short between the two
-        save_network(model, run / "checkpoints" / "best.keras")
     return model, done, history
 
 

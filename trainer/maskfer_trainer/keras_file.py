@@ -14,6 +14,8 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import whole_file
 
 METADATA_NAME = "maskfer.json"
+# Faces that are looked at in one go.
+SLICE = 8192
 
 
 def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None:
@@ -50,9 +52,13 @@ def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> F
     Returns:
         (2, n, 7) float32 scores, (1, n, 7) without mirror images; the runtime's are their mean over the first axis.
     """
-    faces = images[..., None].astype(np.float32)
-    views = (faces, faces[:, :, ::-1]) if mirror else (faces,)
-    return np.asarray([network.predict(view, batch_size=256, verbose=0) for view in views], dtype=np.float32)
+    parts = []
+    # as floats, all pictures of a large data set would not fit into memory
+    for start in range(0, max(1, len(images)), SLICE):
+        faces = images[start : start + SLICE, ..., None].astype(np.float32)
+        views = (faces, faces[:, :, ::-1]) if mirror else (faces,)
+        parts.append([network.predict(view, batch_size=256, verbose=0) for view in views])
+    return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
 def take_weights(model: Any, initial: Path) -> None:

@@ -1,9 +1,9 @@
 """The folder of a training run: what it holds, and how it is kept whole whenever it is cut short.
 
 RUN/run.json                settings, data set
-RUN/history.csv             a row an epoch
-RUN/curves.png              loss and accuracy, drawn anew each epoch
-RUN/checkpoints/last.keras  the whole state of training after the last epoch
+RUN/history.csv             a row an epoch, written like the rest every `LEAST_SECONDS` and at the end
+RUN/curves.png              loss and accuracy
+RUN/checkpoints/last.keras  the whole state of training when it was last written
 RUN/checkpoints/best.keras  the network of the epoch with the best accuracy on validation faces
 RUN/model.keras             that network, calibrated
 """
@@ -31,7 +31,7 @@ LEAST_SECONDS = 10.0
 
 
 class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
-    """Writes what a run leaves after each epoch, and ends it when the loss is no number any more."""
+    """Writes what a run leaves after epochs, and ends it when the loss is no number any more."""
 
     def __init__(self, run: Path, history: History, epochs: int) -> None:
         super().__init__()
@@ -61,14 +61,14 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
     def _write(self) -> None:
         _write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
-        # resuming starts from it: whatever was cut short before is done again
-        save_network(self.model, self.run / "checkpoints" / "last.keras")
         if self._best is not None:
             last = [np.array(weights) for weights in self.model.get_weights()]
             self.model.set_weights(self._best)
             save_network(self.model, self.run / "checkpoints" / "best.keras")
             self.model.set_weights(last)
             self._best = None
+        # resuming starts from it, so it comes last: whatever was cut short before is done again
+        save_network(self.model, self.run / "checkpoints" / "last.keras")
 
     def _refuse(self, what: str) -> None:
         kept = f"the state after epoch {self._written} is kept" if self._written else "no epoch was finished"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -26,11 +26,11 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
+from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
 from maskfer_trainer.decoys import draw_decoys
-from maskfer_trainer.detector_targets import targets
-from maskfer_trainer.scenes import IGNORED, SIZE_WH, SMALLEST
+from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST, targets
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
 MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
@@ -99,7 +99,9 @@ def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
 
 
 @contextmanager
-def batches_of(scenes: SceneSet, size: int, seed: int, epochs: range, workers: int = 0) -> Iterator[Iterator[Batch]]:
+def batches_of(
+    scenes: SceneSet, size: int, seed: int, epochs: range, folder: Path, workers: int = 0
+) -> Iterator[Iterator[Batch]]:
     """Batches of several epochs, one epoch after the other, made ahead by other processes.
 
     Each is determined by seed, epoch and its number in the epoch alone. Batches are whole: the few scenes that fill
@@ -110,26 +112,28 @@ def batches_of(scenes: SceneSet, size: int, seed: int, epochs: range, workers: i
         size: Scenes a batch.
         seed: Of order and changes.
         epochs: Their numbers.
+        folder: Where the pictures may lie for the processes to share, as long as they work.
         workers: Processes; 0: one less than there are cores to use; 1: none besides this one.
 
     Yields:
-        What gives the batches, each as `make_batch` returns it.
+        What gives the batches, each as `make_batch` returns it. It raises InputError if a process is ended.
     """
     workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tasks = _tasks(scenes, size, seed, epochs)
-    if workers == 1:
+    if workers == 1 or not epochs:
         yield (make_batch(scenes.images[chosen], marks, key) for chosen, marks, key in tasks)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        # all processes see one copy of the pictures
-        np.save(Path(folder) / "images.npy", scenes.images)
-        # spawned: a fork of a process in which a backend has threads may hang
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (Path(folder) / "images.npy",))
-        try:
-            yield _made_ahead(pool, tasks, workers * AHEAD)
-        finally:
-            pool.shutdown(cancel_futures=True)
+    # all processes see one copy of the pictures; `run_folder.check_run` removes what a kill leaves of it
+    shared = folder / ".scenes.partial.npy"
+    np.save(shared, scenes.images)
+    # spawned: a fork of a process in which a backend has threads may hang
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (shared,))
+    try:
+        yield _made_ahead(pool, tasks, workers * AHEAD)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        shared.unlink()
 
 
 def _tasks(
@@ -148,7 +152,14 @@ def _made_ahead(pool: ProcessPoolExecutor, tasks: Iterator[Any], ahead: int) -> 
         waiting.extend(pool.submit(_make_batch, *task) for task in islice(tasks, ahead - len(waiting)))
         if not waiting:
             return
-        yield waiting.popleft().result()
+        try:
+            batch = waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that makes batches was ended, for want of memory perhaps; "
+                "give fewer --workers and go on with --resume"
+            ) from error
+        yield batch
 
 
 def _start_worker(images: Path) -> None:
@@ -201,6 +212,12 @@ def moved(
 ) -> tuple[UInt8Array, list[Box], list[Box]]:
     """A scene mirrored, turned, enlarged and moved at random; what comes in from beyond its edge is grey.
 
+    Args:
+        image: (240, 320) uint8 grey.
+        faces: Boxes (left, top, width, height) of its faces.
+        ignored: Boxes in which nothing is judged.
+        random: Source of randomness.
+
     Returns:
         The picture, the boxes of the faces that are still to be found, and those in which nothing is to be judged.
     """
@@ -233,7 +250,7 @@ def moved(
 
 
 def lit(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
-    """A scene in another light: darker or brighter, flatter, and with a sensor's noise."""
+    """A scene, (240, 320) uint8 grey, in another light, new: darker or brighter, flatter, with a sensor's noise."""
     dark = random.random() < DARK_SHARE
     gain = float(np.exp(random.uniform(*np.log(DARK_GAIN))) if dark else random.uniform(*GAIN))
     levels = np.arange(256, dtype=np.float64)

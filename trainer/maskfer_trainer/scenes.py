@@ -29,16 +29,16 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_trainer.detector_evaluation import Photo, half, read_photos
+from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST
 from maskfer_trainer.draw import drawn_number, drawn_share
 from maskfer_trainer.landmarks import LandmarkPredictor
 from maskfer_trainer.masks import KINDS
 from maskfer_trainer.rendering import put_on
 from maskfer_trainer.variety import draw_wearing
 
-MASKED, BARE, IGNORED = "with_mask", "without_mask", "ignore"
-SIZE_WH = (320, 240)
-# Sides of pasted faces in pixels of the scene; below the smallest, a face in a photograph is neither right nor wrong.
-SMALLEST, LARGEST = 14.0, 210.0
+MASKED, BARE = "with_mask", "without_mask"
+# Largest side of pasted faces in pixels of the scene.
+LARGEST = 210.0
 # Turns of pasted faces: most people hold their heads up.
 TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
 # Narrower than this share of its height, a face in a photograph is cut off by the edge.

@@ -27,7 +27,7 @@ class Lessons:
     Attributes:
         masked: (n, 7) float32 scores, the mean of what they say of the masked and of the bare face; zeros where no
             teacher may speak.
-        bare: (n, 7) float32 scores of the bare face alone.
+        bare: (n, 7) float32 scores of the bare face alone; zeros where no teacher may speak, or none knows bare faces.
     """
 
     masked: FloatArray
@@ -40,6 +40,7 @@ def ask(
     bare: PictureSet,
     faces: npt.NDArray[np.int64],
     folds: Callable[[int], npt.NDArray[np.int64]],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Lessons:
     """Ask teachers about all training pictures and their mirror images.
 
@@ -52,7 +53,11 @@ def ask(
         masked: The pictures.
         bare: The bare picture of each.
         faces: (n,) which face each picture shows.
-        folds: Gives of each picture (n,) which of so many parts it is in, from 1.
+        folds: Given a number of parts, returns (n,) int64: in which of them, from 1, each picture is.
+        say: Takes what a person at the terminal should know.
+
+    Returns:
+        Their scores. A teacher that knows both masked and bare faces counts twice for masked ones.
 
     Raises:
         InputError: If a teacher cannot be loaded, or asked about such faces.
@@ -64,6 +69,7 @@ def ask(
         part, parts = left_out(settings.get("leave_out", ""))
         may = folds(parts) == part if parts else np.ones(len(masked), dtype=bool)
         bare_share = settings.get("bare_share", 1)
+        say(f"asking {path} about {int(may.sum())} pictures")
         try:
             network = keras.models.load_model(path, compile=False)
             if bare_share < 1:

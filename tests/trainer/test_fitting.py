@@ -522,6 +522,7 @@ def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_networks,
 )
 def test_a_damaged_run_is_named_on_resume(tiny_networks, tmp_path, dataset, name, content):
     fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
+    (tmp_path / "run/model.keras").unlink()
     (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(InputError, match="it is damaged"):
         fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)

@@ -63,49 +63,23 @@ def picamera2(monkeypatch):
     return FakePicamera2
 
 
-class FakeVideoCapture:
-    """Stands in for cv2.VideoCapture of a V4L2 camera."""
-
-    def __init__(self, *_):
-        self.opened, self.settings, self.released, self.left = True, {}, False, 2
-
-    def isOpened(self):
-        return self.opened
-
-    def set(self, key, value):
-        self.settings[key] = value
-
-    def get(self, _):
-        return 0.0
-
-    def read(self):
-        self.left -= 1
-        return (True, np.zeros((2, 2, 3), np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self):
-        self.released = True
-
-
 def test_an_absent_usb_camera_is_one_line_with_the_remedies():
     with pytest.raises(CameraError, match=r"usb:99 cannot be opened; is it plugged in.*group video") as error:
         open_camera("usb:99")
     assert one_line(error)
 
 
-def test_a_usb_camera_is_live_and_let_go(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_a_usb_camera_is_live_and_let_go(video_capture):
     with UsbCamera(0) as camera:
         assert camera.live
     assert camera._capture.released
 
 
-def test_a_usb_camera_buffers_one_frame(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_a_usb_camera_buffers_one_frame(video_capture):
     assert UsbCamera(0)._capture.settings[cv2.CAP_PROP_BUFFERSIZE] == 1
 
 
-def test_an_unplugged_usb_camera_is_a_camera_error_after_its_frames(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_an_unplugged_usb_camera_is_a_camera_error_after_its_frames(video_capture):
     camera = UsbCamera(0)
     assert [camera.read().index, camera.read().index] == [0, 1]
     with pytest.raises(CameraError, match="usb:0 gives no more frames"):
@@ -165,8 +139,7 @@ def test_the_pi_camera_takes_size_and_rate(picamera2):
     assert (configuration["controls"], camera.fps) == ({"FrameRate": 15.0}, 15.0)
 
 
-def test_a_usb_camera_is_asked_for_size_rate_and_compressed_frames(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_a_usb_camera_is_asked_for_size_rate_and_compressed_frames(video_capture):
     settings = UsbCamera(0, (1280, 720), 15.0)._capture.settings
     assert (settings[cv2.CAP_PROP_FRAME_WIDTH], settings[cv2.CAP_PROP_FRAME_HEIGHT]) == (1280, 720)
     assert settings[cv2.CAP_PROP_FPS] == 15

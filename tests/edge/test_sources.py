@@ -7,29 +7,6 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.sources import DEMO_CLIP, CameraOptions, open_camera
 
 
-class FakeVideoCapture:
-    """Stands in for cv2.VideoCapture of a V4L2 camera."""
-
-    def __init__(self, *_):
-        self.opened, self.settings, self.released, self.left = True, {}, False, 2
-
-    def isOpened(self):
-        return self.opened
-
-    def set(self, key, value):
-        self.settings[key] = value
-
-    def get(self, _):
-        return 0.0
-
-    def read(self):
-        self.left -= 1
-        return (True, np.zeros((2, 2, 3), np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self):
-        self.released = True
-
-
 def write_pictures(folder, *names):
     for value, name in enumerate(names):
         cv2.imwrite(str(folder / name), np.full((8, 8, 3), value, np.uint8))
@@ -111,9 +88,8 @@ def test_a_video_cut_short_is_refused(tmp_path):
         frames_of(open_camera(str(tmp_path / DEMO_CLIP)))
 
 
-def test_a_video_without_a_readable_frame_is_refused(monkeypatch, tmp_path):
+def test_a_video_without_a_readable_frame_is_refused(video_capture, tmp_path):
     (tmp_path / "a.avi").write_bytes(b"x")
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
     camera = open_camera(str(tmp_path / "a.avi"))
     camera._capture.left = 0
     with pytest.raises(InputError, match="holds no frame"):
@@ -121,10 +97,9 @@ def test_a_video_without_a_readable_frame_is_refused(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("said", [0.0, float("nan"), float("inf"), -1.0, 90000.0])
-def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, said):
+def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, said, video_capture):
     (tmp_path / "a.avi").write_bytes(b"x")
-    monkeypatch.setattr(FakeVideoCapture, "get", lambda *_: said)
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+    monkeypatch.setattr(video_capture, "get", lambda *_: said)
     assert open_camera(str(tmp_path / "a.avi")).fps == 25.0
 
 
@@ -134,16 +109,14 @@ def test_a_camera_number_must_be_one(source):
         open_camera(source)
 
 
-def test_a_device_s_path_is_a_usb_camera(monkeypatch):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_a_device_s_path_is_a_usb_camera(video_capture):
     camera = open_camera("/dev/null", CameraOptions(size_wh=(320, 240)))
     assert isinstance(camera, UsbCamera)
     assert (camera.name, camera._capture.settings[cv2.CAP_PROP_FRAME_WIDTH]) == ("usb:/dev/null", 320)
 
 
 @pytest.mark.parametrize("source", ["rtsp://camera/stream", "http://camera/video"])
-def test_an_address_is_a_stream(monkeypatch, source):
-    monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
+def test_an_address_is_a_stream(video_capture, source):
     camera = open_camera(source)
     assert isinstance(camera, NetworkStream)
     assert (camera.live, camera.endless) == (True, True)

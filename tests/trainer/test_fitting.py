@@ -288,7 +288,7 @@ def test_weight_decay_spares_batch_normalization_after_a_resume(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     network.save(tmp_path / "checkpoints/last.keras")
     (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.5\n")
-    resumed, _, _ = fitting._load_state(tmp_path, settings(epochs=30), 10)
+    resumed, _ = fitting._load_state(tmp_path, settings(epochs=30), 10)
     for _ in range(20):
         resumed.optimizer.apply([np.zeros(v.shape, dtype=np.float32) for v in resumed.trainable_variables])
     changed = {

@@ -37,19 +37,16 @@ def targets(faces: Sequence[Box], ignored: Sequence[Box]) -> FloatArray:
     for x, y, w, h in ignored:
         found[_cells_near(y, h), _cells_near(x, w), 1] = 0
     heat = np.zeros((height, width))
-    centres = {}
     # the smallest last: where two centres share a cell, it is the one that is easier to miss
     for x, y, w, h in sorted(faces, key=lambda box: -box[2] * box[3]):
         centre_x, centre_y = (x + w / 2) / STRIDE, (y + h / 2) / STRIDE
         column, row = min(width - 1, int(centre_x)), min(height - 1, int(centre_y))
         # the normal curve of two variables is the product of one of each
         np.maximum(heat, np.outer(_normal(row, height, h), _normal(column, width, w)), out=heat)
-        centres[row, column] = (
-            1, 1, 1, centre_x - column - 0.5, centre_y - row - 0.5, math.log(w / STRIDE), math.log(h / STRIDE),
+        found[row, column, 1:] = (
+            1, 1, centre_x - column - 0.5, centre_y - row - 0.5, math.log(w / STRIDE), math.log(h / STRIDE),
         )  # fmt: skip
     found[..., 0] = heat
-    for cell, numbers in centres.items():
-        found[cell] = numbers
     return found
 
 

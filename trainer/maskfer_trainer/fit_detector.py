@@ -22,7 +22,7 @@ from maskfer_edge.learned_detector import decode
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run, weights_of
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
 
 WARM_UP = 0.05  # share of all steps
@@ -101,15 +101,15 @@ def fit_detector(
     steps = len(training) // settings.batch_size
     if not steps or not len(validation):
         raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
-    done, history = 0, History()
+    history = History()
     if (run / "checkpoints" / "last.keras").exists():
         model = keras.models.load_model(
             run / "checkpoints" / "last.keras", custom_objects={"DetectorLoss": DetectorLoss}
         )
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
-        history = read_history(run)[:done]
-        if not 0 < done == len(history):
-            raise InputError(f"{run} cannot be gone on with, it is damaged; start a new run")
+        try:
+            history = history_of(model, run, steps)
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{run} cannot be gone on with, it is damaged: {error}; start a new run") from error
     else:
         detector = build_detector()
         if initial is not None:
@@ -125,9 +125,9 @@ def fit_detector(
         make_run(run, config)
     folder = RunFolder(run, history, settings.epochs)
     folder.set_model(model)
-    wanted, epochs = _targets_of(validation), range(done, settings.epochs)
+    wanted, epochs = _targets_of(validation), range(len(history), settings.epochs)
     with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
-        averaged = _weights_of(model)
+        averaged = weights_of(model)
         for epoch in epochs:
             losses: list[float] = []
             for step, batch in enumerate(islice(batches, steps), start=1):
@@ -135,9 +135,9 @@ def fit_detector(
                 if step % AVERAGED_EVERY == 0 or step == steps:
                     kept = AVERAGE ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
                     averaged = [
-                        kept * old + (1 - kept) * new for old, new in zip(averaged, _weights_of(model), strict=True)
+                        kept * old + (1 - kept) * new for old, new in zip(averaged, weights_of(model), strict=True)
                     ]
-            trained = _weights_of(model)
+            trained = weights_of(model)
             model.set_weights(averaged)  # these are judged and kept
             maps = predict_maps(model, validation.images)
             f1, threshold = best_threshold(maps, validation)
@@ -155,11 +155,6 @@ def fit_detector(
     plain.save(run / "checkpoints" / "detector.keras")
     embed_metadata(run / "checkpoints" / "detector.keras", run / "model.keras", metadata)
     return run / "model.keras"
-
-
-def _weights_of(model: keras.Model) -> list[FloatArray]:
-    """Copies, as a backend may use the memory of its own again."""
-    return [np.array(weights) for weights in model.get_weights()]
 
 
 def _scenes_info(scenes: Path) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from maskfer_edge.contract import LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet, dataset_info, read_part
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
+from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, make_run, read_history
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run
 from maskfer_trainer.settings import FitSettings, left_out
 from maskfer_trainer.teachers import ask
 
@@ -88,9 +89,9 @@ def fit(
         # what is judged must split evenly too
         validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
-    done, history = 0, History()
+    history = History()
     if (run / "checkpoints" / "last.keras").exists():
-        model, done, history = _load_state(run, settings, len(batches))
+        model, history = _load_state(run, settings, len(batches))
     else:
         model = ARCHITECTURES[settings.arch]()
         if initial is not None:
@@ -98,9 +99,9 @@ def fit(
         _compile(model, settings, len(batches))
     if not resume:
         make_run(run, config)
-    if done < settings.epochs:
+    if len(history) < settings.epochs:
         callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
-        _train(model, batches, validation, range(done, settings.epochs), callbacks, verbose)
+        _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)
     if devices:
         keras.distribution.set_distribution(None)
     best_row = best_of(history)
@@ -109,7 +110,6 @@ def fit(
         "architecture": settings.arch,
         "backend": keras.backend.backend(),
         "best_epoch": int(best_row["epoch"]),
-        "validation_accuracy": round(best_row["val_accuracy"], 4),
         "training_pictures": len(batches.masked),
         "validation_pictures": len(validation),
     }
@@ -136,7 +136,8 @@ def _read_parts(
     _check_parts(training, validation, dataset)
     bare = bare.take(shown) if bare else None
     lessons = (
-        ask(teachers, training, bare, faces, lambda count: part_of(training, dataset, count), say)
+        # cached, as teachers mostly left out parts of the same number
+        ask(teachers, training, bare, faces, cache(lambda parts: part_of(training, dataset, parts)), say)
         if teachers and bare is not None
         else None
     )
@@ -158,7 +159,7 @@ def _write_calibrated(
         validation: Faces that it was not trained on.
         counts: (7,) training pictures of each class.
         least_recall: See `FitSettings`.
-        metadata: To write with it; temperature and calibration errors are added.
+        metadata: To write with it; accuracy, lift, temperature and calibration errors are added.
         path: `.keras` file; an existing one is replaced.
     """
     views = predict_views(network, validation.images)
@@ -166,13 +167,12 @@ def _write_calibrated(
     if lifted.any():
         fold_lift(network, lifted)
         views = predict_views(network, validation.images)
-        right = views[0].argmax(axis=1) == validation.labels
-        metadata = {**metadata, "validation_accuracy": round(float(right.mean()), 4)}
     temperature = best_temperature(views, validation.labels)
     before = calibration_error(views.mean(axis=0), validation.labels)
     fold_temperature(network, temperature)
     after = calibration_error(predict_views(network, validation.images).mean(axis=0), validation.labels)
     calibration = {
+        "validation_accuracy": round(float((views[0].argmax(axis=1) == validation.labels).mean()), 4),
         "lifted": {label: round(float(by), 2) for label, by in zip(LABELS, lifted, strict=True) if by},
         "temperature": round(temperature, 4),
         "validation_calibration_error": {"before": round(before, 4), "after": round(after, 4)},
@@ -248,12 +248,7 @@ def _train(
 def _ahead(batches: FaceBatches) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     """The batches of an epoch, the next ones made while one is learned from."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = deque(pool.submit(batches.__getitem__, index) for index in range(min(AHEAD, len(batches))))
-        for index in range(len(batches)):
-            batch = waiting.popleft().result()
-            if index + AHEAD < len(batches):
-                waiting.append(pool.submit(batches.__getitem__, index + AHEAD))
-            yield batch
+        yield from made_ahead(pool, batches.__getitem__, zip(range(len(batches))), AHEAD)
 
 
 def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
@@ -273,8 +268,8 @@ def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> l
     return [averaging]
 
 
-def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, int, History]:
-    """The model and its optimizer, the epochs done and the history, as `RunFolder` kept them."""
+def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, History]:
+    """The model with its optimizer, and the history, as `RunFolder` kept them."""
     last = run / "checkpoints" / "last.keras"
     try:
         model = keras.models.load_model(last)
@@ -284,14 +279,11 @@ def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Mod
         model.optimizer.build(model.trainable_variables)
         for variable, value in zip(model.optimizer.variables, kept, strict=True):
             variable.assign(value)
-        done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
-        history = read_history(run)[:done]
-        if not 0 < done == len(history):
-            raise ValueError(f"history.csv has {len(history)} epochs, last.keras {done}")
+        history = history_of(model, run, steps)
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{run} cannot be gone on with, it is damaged: {reason}; start a new run") from error
-    return model, done, history
+    return model, history
 
 
 def _plateau(model: keras.Model, history: History, first_rate: float) -> keras.callbacks.Callback:

@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
@@ -37,7 +38,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.run, self.history, self.epochs = run, history, epochs
         self._written, self._written_at = len(history), -math.inf
-        self._best: list[Any] | None = None
+        self._best: list[FloatArray] | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Keras calls this after each batch."""
@@ -53,22 +54,22 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         self.history.append({"epoch": epoch + 1, "learning_rate": rate, **logs})
         if best_of(self.history) is self.history[-1]:
-            self._best = [np.array(weights) for weights in self.model.get_weights()]
+            self._best = weights_of(self.model)
         if time.monotonic() >= self._written_at + LEAST_SECONDS or len(self.history) == self.epochs:
             self._write()
-            self._written, self._written_at = len(self.history), time.monotonic()
 
     def _write(self) -> None:
         _write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
         if self._best is not None:
-            last = [np.array(weights) for weights in self.model.get_weights()]
+            last = weights_of(self.model)
             self.model.set_weights(self._best)
             save_network(self.model, self.run / "checkpoints" / "best.keras")
             self.model.set_weights(last)
             self._best = None
         # resuming starts from it, so it comes last: whatever was cut short before is done again
         save_network(self.model, self.run / "checkpoints" / "last.keras")
+        self._written, self._written_at = len(self.history), time.monotonic()
 
     def _refuse(self, what: str) -> None:
         kept = f"the state after epoch {self._written} is kept" if self._written else "no epoch was finished"
@@ -126,10 +127,23 @@ def best_of(history: History) -> dict[str, float]:
     return max(history, key=lambda row: row["val_accuracy"])
 
 
-def read_history(run: Path) -> History:
-    """The rows of history.csv."""
+def history_of(model: keras.Model, run: Path, steps: int) -> History:
+    """The rows of history.csv of the epochs, of so many steps each, that a kept model has behind it.
+
+    Raises:
+        OSError, TypeError, ValueError: If the file cannot be read, or lacks some.
+    """
+    done = int(keras.ops.convert_to_numpy(model.optimizer.iterations)) // steps
     with (run / "history.csv").open(newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        history = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)][:done]
+    if not 0 < done == len(history):
+        raise ValueError(f"history.csv has {len(history)} epochs, last.keras {done}")
+    return history
+
+
+def weights_of(model: keras.Model) -> list[FloatArray]:
+    """Copies, as a backend may use the memory of its own again."""
+    return [np.array(weights) for weights in model.get_weights()]
 
 
 def _write_history(path: Path, history: History) -> None:

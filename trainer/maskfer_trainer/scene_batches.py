@@ -9,13 +9,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,6 +27,7 @@ from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
+from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.decoys import draw_decoys
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST, targets
 
@@ -147,19 +146,13 @@ def _tasks(
 
 
 def _made_ahead(pool: ProcessPoolExecutor, tasks: Iterator[Any], ahead: int) -> Iterator[Batch]:
-    waiting: deque[Future[Batch]] = deque()
-    while True:
-        waiting.extend(pool.submit(_make_batch, *task) for task in islice(tasks, ahead - len(waiting)))
-        if not waiting:
-            return
-        try:
-            batch = waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process that makes batches was ended, for want of memory perhaps; "
-                "give fewer --workers and go on with --resume"
-            ) from error
-        yield batch
+    try:
+        yield from made_ahead(pool, _make_batch, tasks, ahead)
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a process that makes batches was ended, for want of memory perhaps; "
+            "give fewer --workers and go on with --resume"
+        ) from error
 
 
 def _start_worker(images: Path) -> None:

@@ -76,14 +76,8 @@ class FitSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1; received {getattr(self, name)}")
         for name in (
-            "bare_share",
-            "augmentation",
-            "cutout",
-            "label_smoothing",
-            "balance",
-            "teacher_share",
-            "least_recall",
-        ):
+            "bare_share", "augmentation", "cutout", "label_smoothing", "balance", "teacher_share", "least_recall",
+        ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
         left_out(self.leave_out)

@@ -13,17 +13,31 @@ from maskfer_edge.model_file import Model, load_model
 from maskfer_edge.runtime import AUTO, open_interpreter
 
 DEFAULT_MODEL = "lean-int8.tflite"
+# What comes with the package, by the names that `--model` takes.
+BUNDLED_MODELS = {"lean": DEFAULT_MODEL, "large": "large-int8.tflite"}
 
 
-def default_model() -> Model:
-    """The model that comes with the package."""
-    with as_file(files("maskfer_edge") / "data" / DEFAULT_MODEL) as path:
+def default_model(name: str = "lean") -> Model:
+    """A model that comes with the package, by a key of `BUNDLED_MODELS`."""
+    with as_file(files("maskfer_edge") / "data" / BUNDLED_MODELS[name]) as path:
         return load_model(path)
 
 
 def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1, *, mirror: bool = True) -> Classifier:
-    """A classifier by a model file, or by the bundled model if `path` is None."""
-    return Classifier(default_model() if path is None else load_model(path), runtime, threads, mirror=mirror)
+    """A classifier by a model file, or by a bundled model: a key of `BUNDLED_MODELS`; None for the default.
+
+    Raises:
+        InputError: If there is no such file and no such name.
+        ModelError, DependencyError: As `model_file.load_model` and `Classifier` do.
+    """
+    name = "lean" if path is None else str(path)
+    if path is not None and (path.exists() or path.suffix or len(path.parts) > 1):
+        model = load_model(path)
+    elif name in BUNDLED_MODELS:
+        model = default_model(name)
+    else:
+        raise InputError(f"{name} is neither a file nor a bundled model; bundled are {', '.join(BUNDLED_MODELS)}")
+    return Classifier(model, runtime, threads, mirror=mirror)
 
 
 class Classifier:

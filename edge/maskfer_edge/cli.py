@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
 app.add_typer(model_app, name="model")
 
-ModelOption = Annotated[Path | None, typer.Option(help="Model file of converter quantize. Default: the bundled one.")]
+ModelOption = Annotated[
+    Path | None, typer.Option(help="Model file of converter quantize, or a bundled one: lean (default), large.")
+]
 DetectorOption = Annotated[str, typer.Option(help="What finds the faces: learned, haar or yunet.")]
 DetectorModelOption = Annotated[
     Path | None, typer.Option(help="Model file of the learned detector, or YuNet's .onnx. Default: the bundled one.")

@@ -24,7 +24,9 @@ class RunSettings:
     realtime: bool = _said(False, "Play a file in its own time, as a camera would give it.")
     loop: bool = _said(False, "Start a file again at its end.")
     retries: int = _said(-1, "Attempts in a row to open a lost camera; -1: for ever.")
-    model: str = _said("", "Model file of converter quantize; default: the bundled one.")
+    model: str = _said(
+        "", "Model file of converter quantize, or a bundled one: lean (default), or large, for a Pi 5 or a laptop."
+    )
     models: str = _said("", "Folder of installed models (maskfer-edge model): what is in use there is taken.")
     runtime: str = _said("auto", "TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")
     threads: int = _said(1, "Of the network; more than one slows a small one down.")

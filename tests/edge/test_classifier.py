@@ -1,10 +1,11 @@
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from maskfer_edge import classifier as classifier_module
-from maskfer_edge.classifier import Classifier, default_model, open_classifier
+from maskfer_edge.classifier import BUNDLED_MODELS, Classifier, default_model, open_classifier
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.model_file import Model, ModelInfo
 
@@ -143,6 +144,26 @@ def test_scores_that_do_not_sum_to_one_are_scaled(fake):
 def test_scores_without_a_sum_become_equal(fake, value):
     classify, _ = fake(raw=np.full(7, value, np.float32))
     np.testing.assert_allclose(classify(noise_face()), np.full(7, 1 / 7))
+
+
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_bundled_models_are_opened_by_name(name):
+    classify = open_classifier(Path(name))
+    assert classify.model.info.crop_margins.keys() >= {"haar", "learned"}
+    assert classify.model.flatbuffer == default_model(name).flatbuffer
+    assert classify(noise_face()).sum() == pytest.approx(1)
+
+
+def test_an_unknown_name_is_refused_with_those_that_are_known():
+    with pytest.raises(InputError, match="larger is neither a file nor a bundled model; bundled are lean, large"):
+        open_classifier(Path("larger"))
+
+
+def test_a_file_of_a_bundled_model_s_name_goes_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("large").write_bytes(b"no model")
+    with pytest.raises(ModelError, match="large"):
+        open_classifier(Path("large"))
 
 
 def test_a_truncated_file_is_refused_by_name(tmp_path):

@@ -51,7 +51,7 @@ class FaceBatches:
         # the pictures of one face stand together here
         self._pictures = np.argsort(faces, kind="stable")
         _, self._first, self._counts = np.unique(faces[self._pictures], return_index=True, return_counts=True)
-        self.weights = _class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
+        self.weights = class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
         self.faces = len(self._first)
         self.start_epoch(0)
 
@@ -136,7 +136,7 @@ def _taught(told: FloatArray, said: FloatArray, share: float) -> FloatArray:
     return np.asarray((1 - shares) * told + shares * said, dtype=np.float32)
 
 
-def _class_weights(labels: npt.NDArray[np.int64], power: float) -> FloatArray:
+def class_weights(labels: npt.NDArray[np.int64], power: float) -> FloatArray:
     """(7,) float32 in proportion to n^-power, such that the mean over all faces is 1."""
     counts = np.bincount(labels, minlength=len(LABELS))
     weights = np.maximum(counts, 1.0) ** -power

@@ -222,6 +222,39 @@ def fit_command(
     print_result(str(model))
 
 
+@app.command("fit-together")
+def fit_together_command(
+    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    networks: Annotated[
+        list[str], typer.Option("--network", help="Architecture and seed, such as lean:0. May be repeated.")
+    ],
+    teachers: Annotated[
+        list[Path] | None, typer.Option("--teacher", help="Learn also from what this .keras says. May be repeated.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of the settings of fit; flags win.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the faces. Default: 30.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Faces a step. Default: 128.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest. Default: 0.002.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what OUT holds.")] = False,
+) -> None:
+    """Train several networks beside each other on one GPU, all of it there (KERAS_BACKEND=jax)."""
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    _check_backend()
+    if os.environ.get("KERAS_BACKEND") != "jax":
+        raise InputError("fit-together trains by JAX; install jax and run it with KERAS_BACKEND=jax")
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.devices import describe
+        from maskfer_trainer.fit_together import fit_together
+        from maskfer_trainer.settings import fit_settings
+
+        device = describe()
+    settings = fit_settings(config, given)
+    say(device)
+    for model in fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say):
+        print_result(str(model))
+
+
 @app.command("build-scenes")
 def build_scenes_command(
     portraits: Annotated[Path, typer.Argument(help="Folder of portraits with boxes.csv.")],

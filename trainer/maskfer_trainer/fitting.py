@@ -82,7 +82,7 @@ def fit(
         return run / "model.keras"
     devices = spread(settings.batch_size) if distribute else []
     keras.utils.set_random_seed(settings.seed)
-    batches, validation = _read_parts(dataset, settings, teachers, say)
+    batches, validation = _batches(dataset, settings, teachers, say)
     say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
     if devices:
         say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
@@ -115,26 +115,45 @@ def fit(
     }
     best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
     counts = np.bincount(batches.masked.labels, minlength=len(LABELS))
-    _write_calibrated(best, validation, counts, settings.least_recall, metadata, run / "model.keras")
+    write_calibrated(best, validation, counts, settings.least_recall, metadata, run / "model.keras")
     return run / "model.keras"
 
 
-def _read_parts(
-    dataset: Path, settings: FitSettings, teachers: Sequence[Path], say: Callable[[str], None]
-) -> tuple[FaceBatches, PictureSet]:
+def read_parts(
+    dataset: Path, settings: FitSettings, need_bare: bool = False
+) -> tuple[PictureSet, PictureSet | None, npt.NDArray[np.int64], PictureSet]:
+    """The training faces of a data set, and what is kept of them for validation.
+
+    Args:
+        dataset: Made by ``trainer build-dataset``.
+        settings: How large the validation part is, what is left out, whether bare faces are shown.
+        need_bare: Whether bare faces are needed though none is shown.
+
+    Returns:
+        Masked pictures to train on, the bare one of each or None, (n,) which face each shows, and the validation
+        pictures: bare ones for a network of bare faces alone, else masked ones.
+
+    Raises:
+        InputError: If they cannot be read, or there are too few.
+    """
     masked = read_part(dataset, "masked", "train")
-    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or teachers else None
+    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or need_bare else None
     if bare is not None and bare.names != masked.names:
         raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
     held_out = validation_part(masked, dataset, settings.validation_share)
-    # a network of bare faces alone is judged on bare faces
     judged = bare if bare is not None and settings.bare_share == 1 else masked
     part, parts = left_out(settings.leave_out)
     shown = ~held_out & (part_of(masked, dataset, parts) != part) if parts else ~held_out
     faces = faces_shown(masked, dataset)[shown]
     training, validation = masked.take(shown), judged.take(held_out)
     _check_parts(training, validation, dataset)
-    bare = bare.take(shown) if bare else None
+    return training, bare.take(shown) if bare else None, faces, validation
+
+
+def _batches(
+    dataset: Path, settings: FitSettings, teachers: Sequence[Path], say: Callable[[str], None]
+) -> tuple[FaceBatches, PictureSet]:
+    training, bare, faces, validation = read_parts(dataset, settings, need_bare=bool(teachers))
     lessons = (
         # cached, as teachers mostly left out parts of the same number
         ask(teachers, training, bare, faces, cache(lambda parts: part_of(training, dataset, parts)), say)
@@ -144,7 +163,7 @@ def _read_parts(
     return FaceBatches(training, bare, faces, settings, lessons), validation
 
 
-def _write_calibrated(
+def write_calibrated(
     network: keras.Model,
     validation: PictureSet,
     counts: npt.NDArray[np.int64],

@@ -59,7 +59,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
             self._write()
 
     def _write(self) -> None:
-        _write_history(self.run / "history.csv", self.history)
+        write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
         if self._best is not None:
             last = weights_of(self.model)
@@ -146,7 +146,8 @@ def weights_of(model: keras.Model) -> list[FloatArray]:
     return [np.array(weights) for weights in model.get_weights()]
 
 
-def _write_history(path: Path, history: History) -> None:
+def write_history(path: Path, history: History) -> None:
+    """Write a CSV file with a row an epoch; an existing one is replaced."""
     with whole_file(path, overwrite=True) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()

@@ -1,0 +1,186 @@
+"""Training of several networks beside each other, from a data set to a folder that can be resumed at any moment.
+
+OUT/run.json                 settings, networks, data set
+OUT/checkpoints/state.npz    where all of them stood when it was last written
+OUT/NAME/history.csv         a row an epoch, of each network; its curves beside it
+OUT/NAME/model.keras         the network after the last epoch, calibrated
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from maskfer_edge.contract import LABELS
+from maskfer_edge.dataset import PictureSet, dataset_info
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes, whole_file
+from maskfer_trainer.curves import draw_curves
+from maskfer_trainer.fitting import read_parts, write_calibrated
+from maskfer_trainer.keras_file import says_of_itself
+from maskfer_trainer.networks import ARCHITECTURES
+from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, write_history
+from maskfer_trainer.settings import FitSettings
+from maskfer_trainer.together import Faces, Together, in_half_precision
+
+# These are slow enough on a GPU to be worth it.
+HALF_PRECISION = ("large", "huge")
+
+
+def fit_together(
+    dataset: Path,
+    out: Path,
+    networks: Sequence[str],
+    settings: FitSettings,
+    *,
+    teachers: Sequence[Path] = (),
+    resume: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Path]:
+    """Train networks.
+
+    Args:
+        dataset: Made by ``trainer build-dataset``.
+        out: Folder to make.
+        networks: Each an architecture and the seed of its weights, such as ``lean:0``.
+        settings: How to train all of them. Its architecture says nothing; its seed is of order and changes.
+        teachers: `.keras` files that know masked and bare faces, see `together.Together`.
+        resume: Go on with what `out` holds.
+        say: Takes what a person at the terminal should know.
+
+    Returns:
+        The path of each network's model.keras.
+
+    Raises:
+        InputError: If a network is unknown, the data set or a teacher cannot be used, `resume`
+            does not fit what `out` holds, or the loss becomes no number.
+        OutputError: If `out` is there already and `resume` is not given.
+    """
+    info = dataset_info(dataset)
+    config = {
+        "settings": {key: value for key, value in asdict(settings).items() if key != "arch"},
+        "networks": list(networks),
+        "dataset": info["name"],
+        "dataset_sha256": info["sha256"],
+        "teachers_sha256": [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers],
+    }
+    made = [_made(name) for name in networks]
+    if not networks or len(set(networks)) < len(networks):
+        raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
+    check_run(out, config, resume)
+    teaching = [_teacher(path) for path in teachers]
+    masked, bare, faces, validation = read_parts(dataset, settings, need_bare=True)
+    assert bare is not None
+    together = Together(made, teaching, _grouped(masked, bare, faces), settings)
+    say(f"{together.count} faces to train on; {len(validation)} pictures to validate")
+    if not resume:
+        make_run(out, config)
+    folders = [out / name.replace(":", "-") for name in networks]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+    histories = _resumed(together, out, len(networks)) if (out / "checkpoints" / "state.npz").exists() else None
+    histories = histories or [[] for _ in networks]
+    written = -math.inf
+    for epoch in range(len(histories[0]), settings.epochs):
+        told = together.epoch(epoch, settings.epochs)
+        judged = _judged(together, validation)
+        for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
+            if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
+                raise InputError(
+                    f"the loss of {name} became no number in epoch {epoch + 1}; what was written before is kept "
+                    f"in {out}; train again with a lower --learning-rate"
+                )
+            history.append({"epoch": epoch + 1, **of_training, **of_validation})
+        if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
+            _write(together, histories, folders, out)
+            written = time.monotonic()
+            right = ", ".join(f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True))
+            say(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {right}")
+    together.take_averaged()
+    for name, network, history, folder in zip(networks, made, histories, folders, strict=True):
+        architecture, seed = _parsed(name)
+        plain = ARCHITECTURES[architecture]()  # in full precision
+        plain.set_weights(network.get_weights())
+        metadata = {
+            **config, "settings": asdict(settings) | {"arch": architecture, "seed": seed}, "architecture": architecture,
+            "backend": "jax", "best_epoch": len(history), "training_pictures": len(masked),
+            "validation_pictures": len(validation),
+        }  # fmt: skip
+        counts = np.bincount(masked.labels, minlength=len(LABELS))
+        write_calibrated(plain, validation, counts, settings.least_recall, metadata, folder / "model.keras")
+    return [folder / "model.keras" for folder in folders]
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    architecture, _, seed = name.partition(":")
+    if architecture not in ARCHITECTURES or not seed.isdecimal():
+        raise InputError(
+            f"{name!r} names no network; give an architecture ({', '.join(ARCHITECTURES)}) and a seed, such as lean:0"
+        )
+    return architecture, int(seed)
+
+
+def _made(name: str) -> keras.Model:
+    architecture, seed = _parsed(name)
+    keras.utils.set_random_seed(seed)
+    return in_half_precision(architecture) if architecture in HALF_PRECISION else ARCHITECTURES[architecture]()
+
+
+def _teacher(path: Path) -> keras.Model:
+    said = says_of_itself(path)
+    if not 0 < said.get("settings", {}).get("bare_share", 0) < 1:
+        raise InputError(f"{path} cannot teach here: it must have been trained on masked and bare faces")
+    try:
+        teacher = _made(f"{said.get('architecture')}:0")
+        teacher.set_weights(keras.models.load_model(path, compile=False).get_weights())
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(f"{path} cannot teach: {' '.join(str(error).split())[:150]}") from error
+    return teacher
+
+
+def _grouped(masked: PictureSet, bare: PictureSet, faces: npt.NDArray[np.int64]) -> Faces:
+    """The pictures by face; as many masks of each as the face with the fewest has."""
+    order = np.argsort(faces, kind="stable")
+    _, first, counts = np.unique(faces[order], return_index=True, return_counts=True)
+    pictures = order[first[:, None] + np.arange(counts.min())]
+    return Faces(bare.images[pictures[:, 0]], masked.images[pictures], masked.labels[pictures[:, 0]])
+
+
+def _judged(together: Together, validation: PictureSet) -> list[dict[str, float]]:
+    rows = []
+    for scores in together.scores(validation.images):
+        likely = np.maximum(scores[np.arange(len(validation)), validation.labels], 1e-7)
+        right = scores.argmax(axis=1) == validation.labels
+        rows.append({"val_loss": float(-np.log(likely).mean()), "val_accuracy": float(right.mean())})
+    return rows
+
+
+def _write(together: Together, histories: list[History], folders: list[Path], out: Path) -> None:
+    for history, folder in zip(histories, folders, strict=True):
+        write_history(folder / "history.csv", history)
+        draw_curves(history, folder / "curves.png")
+    # resuming starts from it, histories included, so it is whole or not there
+    with whole_file(out / "checkpoints" / "state.npz", overwrite=True) as partial, partial.open("wb") as file:
+        np.savez(file, *together.state(), histories=np.array(json.dumps(histories)))
+
+
+def _resumed(together: Together, out: Path, count: int) -> list[History]:
+    try:
+        with np.load(out / "checkpoints" / "state.npz") as kept:
+            histories: Any = json.loads(str(kept["histories"]))
+            together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
+    except Exception as error:  # numpy raises many kinds for files that it cannot read
+        raise InputError(f"{out} cannot be gone on with, it is damaged: {error}; start a new run") from error
+    if len(histories) != count:
+        raise InputError(f"{out} cannot be gone on with: it holds {len(histories)} networks; start a new run")
+    return list(histories)

@@ -1,0 +1,306 @@
+"""Training of several networks beside each other on one GPU, which faces, their changes and teachers never leave.
+
+On a GPU the processor cannot make batches as fast as these small networks learn from them. Here an epoch is one
+compiled call (JAX): it draws the changes that `augment` draws, asks the teachers about each face just as it is
+shown (Beyer and others, Knowledge distillation: a good teacher is patient and consistent, 2022), and lets every
+network learn from the same batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import keras
+import numpy as np
+import numpy.typing as npt
+from jax import lax, random
+
+from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
+from maskfer_trainer.batches import class_weights
+from maskfer_trainer.networks import ARCHITECTURES
+from maskfer_trainer.settings import FitSettings
+
+# Share of faces with a sensor's noise, and its highest standard deviation in grey levels.
+NOISY, NOISE = 0.3, 8.0
+# Of the running mean of weights, what a step leaves as it is.
+AVERAGE = 0.9995
+WARM_UP = 0.04  # share of all steps
+SLICE = 1024
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Training faces on the accelerator.
+
+    Attributes:
+        bare: (n, 48, 48) uint8 grey.
+        masked: (n, variants, 48, 48) uint8, the same faces in several masks.
+        labels: (n,) int64.
+    """
+
+    bare: UInt8Array
+    masked: UInt8Array
+    labels: npt.NDArray[np.int64]
+
+
+class Together:
+    """Networks that learn together.
+
+    Args:
+        networks: To train, in place: `take_averaged` gives them what was learned.
+        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of what they say of
+            the face as it is shown and of the bare face.
+        faces: To learn from.
+        settings: Of these, `arch` says nothing here; `seed` is of order and changes.
+    """
+
+    def __init__(
+        self, networks: Sequence[keras.Model], teachers: Sequence[keras.Model], faces: Faces, settings: FitSettings
+    ) -> None:
+        self.networks, self.teachers, self.settings = list(networks), list(teachers), settings
+        weights = class_weights(faces.labels, settings.balance)
+        self._data = {
+            "pairs": (jnp.asarray(faces.bare), jnp.asarray(faces.masked)),
+            "labels": jnp.asarray(faces.labels, jnp.int32),
+            "weights": jnp.asarray(weights),
+            "teachers": [_variables(teacher) for teacher in teachers],
+        }
+        self.count = len(faces.labels)
+        self.steps = max(1, self.count // settings.batch_size)
+        self._optimizers = []
+        self._states: list[State] = []
+        for network in self.networks:
+            optimizer = keras.optimizers.AdamW(1.0, weight_decay=0.02, global_clipnorm=5.0)
+            optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
+            optimizer.build(network.trainable_variables)
+            self._optimizers.append(optimizer)
+            learned = _variables(network)
+            # copies: what is given to a step is gone after it
+            self._states.append(
+                {"learned": jax.tree.map(jnp.array, learned), "averaged": jax.tree.map(jnp.array, learned),
+                 "optimizer": [jnp.array(v.value) for v in optimizer.variables]}
+            )  # fmt: skip
+        self._epoch = jax.jit(self._learn, donate_argnums=0)
+        self._scores = jax.jit(self._judge)
+
+    def epoch(self, number: int, epochs: int) -> list[dict[str, float]]:
+        """Learn from each face once.
+
+        Args:
+            number: Of the epoch, from 0.
+            epochs: How many there will be, which determines the learning rate.
+
+        Returns:
+            Of each network, its loss and accuracy on the faces as they were shown.
+        """
+        size, seed = self.settings.batch_size, self.settings.seed
+        order = np.random.default_rng([seed, number]).permutation(self.count)[: self.steps * size]
+        done = (number * self.steps + np.arange(self.steps) + 1) / (epochs * self.steps)
+        rates = self.settings.learning_rate * np.minimum(done / WARM_UP, 0.5 + 0.5 * np.cos(np.pi * done))
+        keys = random.split(random.key(int(np.random.SeedSequence([seed, number]).generate_state(1)[0])), self.steps)
+        batches = (jnp.asarray(order.reshape(self.steps, -1)), jnp.asarray(rates, jnp.float32), keys)
+        self._states, told = self._epoch(self._states, self._data, batches)
+        means = np.asarray(told).mean(axis=0)
+        return [{"loss": float(loss), "accuracy": float(accuracy)} for loss, accuracy in means]
+
+    def scores(self, images: UInt8Array) -> FloatArray:
+        """(networks, n, 7) float32: what the running means of the networks say of (n, 48, 48) uint8 faces."""
+        averaged = [state["averaged"] for state in self._states]
+        parts = [
+            np.asarray(self._scores(averaged, jnp.asarray(images[start : start + SLICE])))
+            for start in range(0, len(images), SLICE)
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def take_averaged(self) -> None:
+        """Give the networks the running mean of their weights."""
+        for network, state in zip(self.networks, self._states, strict=True):
+            trainable, rest = state["averaged"]
+            for variable, value in zip(network.trainable_variables, trainable, strict=True):
+                variable.assign(value)
+            for variable, value in zip(network.non_trainable_variables, rest, strict=True):
+                variable.assign(value)
+
+    def state(self) -> list[npt.NDArray[Any]]:
+        """Where training stands: weights, their running means and the optimizers' variables."""
+        return [np.asarray(value) for value in jax.tree.leaves(self._states)]
+
+    def take_state(self, values: Sequence[npt.NDArray[Any]]) -> None:
+        """Go on from what `state` gave. Raises ValueError if it is of other networks."""
+        leaves, tree = jax.tree.flatten(self._states)
+        if [leaf.shape for leaf in leaves] != [value.shape for value in values]:
+            raise ValueError("it holds other networks")
+        self._states = jax.tree.unflatten(tree, [jnp.asarray(value) for value in values])
+
+    def _learn(self, states: list[State], data: dict[str, Any], batches: Any) -> tuple[list[State], Any]:
+        learned: tuple[list[State], Any] = lax.scan(partial(self._step, data), states, batches)
+        return learned
+
+    def _judge(self, averaged: list[Any], images: Any) -> Any:
+        faces = images[..., None].astype(jnp.float32)
+        return jnp.stack([_ask(network, state, faces) for network, state in zip(self.networks, averaged, strict=True)])
+
+    def _step(self, data: dict[str, Any], states: list[State], batch: Any) -> tuple[list[State], Any]:
+        chosen, rate, key = batch
+        shown, targets, weights, labels = self._show(data, chosen, key)
+        told, changed = [], []
+        for network, optimizer, state in zip(self.networks, self._optimizers, states, strict=True):
+            (loss, (accuracy, rest)), slopes = jax.value_and_grad(_loss, has_aux=True)(
+                state["learned"][0], state["learned"][1], network, shown, targets, weights, labels
+            )
+            kept = [
+                rate if variable is optimizer._learning_rate else value
+                for variable, value in zip(optimizer.variables, state["optimizer"], strict=True)
+            ]
+            trainable, kept = optimizer.stateless_apply(kept, slopes, state["learned"][0])
+            learned = (trainable, rest)
+            share = jnp.minimum(AVERAGE, (kept[0] + 1.0) / (kept[0] + 10.0))
+            averaged = jax.tree.map(
+                lambda old, new, share=share: share * old + (1 - share) * new
+                if jnp.issubdtype(new.dtype, jnp.floating) else new,
+                state["averaged"], learned,
+            )  # fmt: skip
+            changed.append({"learned": learned, "averaged": averaged, "optimizer": kept})
+            told.append(jnp.stack([loss, accuracy]))
+        return changed, jnp.stack(told)
+
+    def _show(self, data: dict[str, Any], chosen: Any, key: Any) -> tuple[Any, Any, Any, Any]:
+        """The faces of one step as they are shown, (n, 48, 48, 1) float32, their targets, weights and labels."""
+        settings, count = self.settings, len(chosen)
+        for_mask, for_changes, for_bare, for_cover, for_shares, for_others = random.split(key, 6)
+        bare, masked = data["pairs"]
+        variants = random.randint(for_mask, (count,), 0, masked.shape[1])
+        pairs = jnp.stack([bare[chosen], masked[chosen, variants]], axis=-1).astype(jnp.float32)
+        pairs = changed_alike(pairs, for_changes, settings.augmentation)
+        is_bare = random.bernoulli(for_bare, settings.bare_share, (count, 1, 1))
+        shown = covered(jnp.where(is_bare, pairs[..., 0], pairs[..., 1]), for_cover, settings.cutout)
+        labels = data["labels"][chosen]
+        targets, weights = jax.nn.one_hot(labels, len(LABELS)), data["weights"][labels]
+        views = jnp.stack([shown, pairs[..., 0]])
+        if settings.mixup:
+            own = random.beta(for_shares, settings.mixup, settings.mixup, (count,))
+            other = random.permutation(for_others, count)
+            views = own[:, None, None] * views + (1 - own[:, None, None]) * views[:, other]
+            both = own * weights, (1 - own) * weights[other]
+            weights = both[0] + both[1]
+            targets = (both[0][:, None] * targets + both[1][:, None] * targets[other]) / weights[:, None]
+        views = jnp.round(jnp.clip(views, 0, 255))[..., None]
+        targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing / len(LABELS)
+        if self.teachers:
+            both_views = views.reshape(-1, *views.shape[2:])
+            said = [
+                _ask(teacher, variables, both_views).reshape(2, count, -1).mean(axis=0)
+                for teacher, variables in zip(self.teachers, data["teachers"], strict=True)
+            ]
+            share = settings.teacher_share
+            targets = (1 - share) * targets + share * jnp.mean(jnp.stack(said), axis=0)
+        return views[0], lax.stop_gradient(targets), weights, labels
+
+
+def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
+    """Flip, turn, scale, shift, light and blur faces at random, as `augment.augment` does, and add noise.
+
+    The views of a face are changed alike.
+
+    Args:
+        pairs: (n, 48, 48, views) float32, 0 to 255.
+        key: Source of randomness.
+        strength: 1 for the full ranges, 0 for flips alone.
+
+    Returns:
+        The same shape, 0 to 255.
+    """
+    count, size = len(pairs), INPUT_SIZE
+    keys = random.split(key, 10)
+
+    def drawn(number: int, low: float, high: float) -> Any:
+        return strength * random.uniform(keys[number], (count, 1), minval=low, maxval=high)
+
+    # where each pixel comes from
+    middle = (size - 1) / 2
+    ys, xs = (axis.reshape(1, -1) - middle for axis in jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"))
+    angle, scale = jnp.deg2rad(drawn(0, -12, 12)), 1 + drawn(1, -0.12, 0.14)
+    xs, ys = xs - size * drawn(2, -0.08, 0.08), ys - size * drawn(3, -0.08, 0.08)
+    cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+    flip = jnp.where(random.bernoulli(keys[4], 0.5, (count, 1)), -1, 1)
+    from_x = jnp.clip(flip * (cos * xs - sin * ys) + middle, 0, size - 1)
+    from_y = jnp.clip(sin * xs + cos * ys + middle, 0, size - 1)
+    left, top = jnp.floor(from_x), jnp.floor(from_y)
+    right_share, low_share = (from_x - left)[..., None], (from_y - top)[..., None]
+    flat = pairs.reshape(count, size * size, -1)
+
+    def at(x: Any, y: Any) -> Any:
+        places = jnp.minimum(y, size - 1) * size + jnp.minimum(x, size - 1)
+        return jnp.take_along_axis(flat, places.astype(jnp.int32)[..., None], axis=1)
+
+    upper = at(left, top) * (1 - right_share) + at(left + 1, top) * right_share
+    lower = at(left, top + 1) * (1 - right_share) + at(left + 1, top + 1) * right_share
+    images = (upper * (1 - low_share) + lower * low_share).reshape(pairs.shape)
+
+    # of no width for those that are not blurred
+    blurred = random.bernoulli(keys[5], 0.15 * strength, (count,))
+    width = jnp.where(blurred, random.uniform(keys[6], (count,), minval=0.4, maxval=1.0), 0.1)
+    taps = jnp.exp(-0.5 * (jnp.arange(-2, 3) / width[:, None]) ** 2)
+    taps = (taps / taps.sum(axis=1, keepdims=True))[:, :, None, None, None]
+    padded = jnp.pad(images, ((0, 0), (2, 2), (0, 0), (0, 0)), mode="edge")
+    images = sum(taps[:, k] * padded[:, k : k + size] for k in range(5))
+    padded = jnp.pad(images, ((0, 0), (0, 0), (2, 2), (0, 0)), mode="edge")
+    images = sum(taps[:, k] * padded[:, :, k : k + size] for k in range(5))
+
+    contrast, brightness = (1 + drawn(7, -0.3, 0.3))[..., None, None], drawn(8, -35, 35)[..., None, None]
+    mean = images.mean(axis=(1, 2), keepdims=True)
+    images = (images - mean) * contrast + mean + brightness
+    noise_keys = random.split(keys[9], 3)
+    noisy = random.bernoulli(noise_keys[0], NOISY * strength, (count, 1, 1, 1))
+    deviation = random.uniform(noise_keys[1], (count, 1, 1, 1), maxval=NOISE) * noisy
+    return jnp.clip(images + deviation * random.normal(noise_keys[2], (*pairs.shape[:3], 1)), 0, 255)
+
+
+def covered(images: Any, key: Any, share: float) -> Any:
+    """Lay a patch of one grey over the lower half of some faces, as `augment.cut_out` does: (n, 48, 48) float32."""
+    count, size = len(images), INPUT_SIZE
+    keys = random.split(key, 5)
+
+    def edge(number: int, low: float, high: float) -> Any:
+        return jnp.round(random.uniform(keys[number], (count, 1, 1), minval=low, maxval=high) * size)
+
+    places = jnp.arange(size)
+    inside = (places[:, None] >= edge(0, 0.5, 0.75)) & (places >= edge(1, 0, 0.25)) & (places < edge(2, 0.75, 1))
+    inside &= random.bernoulli(keys[3], share, (count, 1, 1))
+    return jnp.where(inside, random.uniform(keys[4], (count, 1, 1), maxval=255), images)
+
+
+def in_half_precision(architecture: str) -> keras.Model:
+    """A network that computes in bfloat16, which halves a large one's time on a GPU; its weights are float32."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return ARCHITECTURES[architecture]()
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+def _variables(network: keras.Model) -> tuple[list[Any], list[Any]]:
+    return [v.value for v in network.trainable_variables], [v.value for v in network.non_trainable_variables]
+
+
+def _ask(network: keras.Model, variables: tuple[list[Any], list[Any]], faces: Any) -> Any:
+    scores, _ = network.stateless_call(*variables, faces, training=False)
+    return scores.astype(jnp.float32)
+
+
+def _loss(
+    trainable: list[Any], rest: list[Any], network: keras.Model, faces: Any, targets: Any, weights: Any, labels: Any
+) -> tuple[Any, tuple[Any, list[Any]]]:
+    scores, rest = network.stateless_call(trainable, rest, faces, training=True)
+    scores = scores.astype(jnp.float32)
+    losses = -(targets * jnp.log(jnp.clip(scores, 1e-7, 1))).sum(axis=-1)
+    right = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
+    return (weights * losses).mean(), (right.mean(), rest)

@@ -17,10 +17,15 @@ DEFAULT_MODEL = "lean-int8.tflite"
 BUNDLED_MODELS = {"lean": DEFAULT_MODEL, "large": "large-int8.tflite"}
 
 
-def default_model(name: str = "lean") -> Model:
+def bundled_model(name: str) -> Model:
     """A model that comes with the package, by a key of `BUNDLED_MODELS`."""
     with as_file(files("maskfer_edge") / "data" / BUNDLED_MODELS[name]) as path:
         return load_model(path)
+
+
+def default_model() -> Model:
+    """The one that is taken unless another is named."""
+    return bundled_model("lean")
 
 
 def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1, *, mirror: bool = True) -> Classifier:
@@ -31,10 +36,10 @@ def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1, *,
         ModelError, DependencyError: As `model_file.load_model` and `Classifier` do.
     """
     name = "lean" if path is None else str(path)
-    if path is not None and (path.exists() or path.suffix or len(path.parts) > 1):
+    if path is not None and (path.is_file() or path.suffix or len(path.parts) > 1):
         model = load_model(path)
     elif name in BUNDLED_MODELS:
-        model = default_model(name)
+        model = bundled_model(name)
     else:
         raise InputError(f"{name} is neither a file nor a bundled model; bundled are {', '.join(BUNDLED_MODELS)}")
     return Classifier(model, runtime, threads, mirror=mirror)

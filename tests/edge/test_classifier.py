@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge import classifier as classifier_module
-from maskfer_edge.classifier import BUNDLED_MODELS, Classifier, default_model, open_classifier
+from maskfer_edge.classifier import BUNDLED_MODELS, Classifier, bundled_model, default_model, open_classifier
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.model_file import Model, ModelInfo
 
@@ -150,7 +150,7 @@ def test_scores_without_a_sum_become_equal(fake, value):
 def test_bundled_models_are_opened_by_name(name):
     classify = open_classifier(Path(name))
     assert classify.model.info.crop_margins.keys() >= {"haar", "learned"}
-    assert classify.model.flatbuffer == default_model(name).flatbuffer
+    assert classify.model.flatbuffer == bundled_model(name).flatbuffer
     assert classify(noise_face()).sum() == pytest.approx(1)
 
 

@@ -145,7 +145,7 @@ def test_a_run_starts_from_given_weights(tmp_path, scenes, run):
 
 def test_weights_of_another_network_are_refused(tmp_path, scenes):
     (tmp_path / "other.keras").write_bytes(b"none")
-    with pytest.raises(InputError, match=r"other\.keras cannot be started from"):
+    with pytest.raises(InputError, match=r"other\.keras cannot be used"):
         fit_detector(scenes, tmp_path / "run", SHORT, initial=tmp_path / "other.keras")
     assert not (tmp_path / "run").exists()
 

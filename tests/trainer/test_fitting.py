@@ -309,7 +309,7 @@ def test_a_run_can_start_from_the_weights_of_another(lean_run, tmp_path, dataset
 
 
 def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tmp_path, dataset):
-    with pytest.raises(InputError, match="cannot be started from"):
+    with pytest.raises(InputError, match="cannot be used, it is no whole"):
         fit(dataset, tmp_path / "run", settings(), initial=lean_run / "model.keras", verbose=0)
 
 

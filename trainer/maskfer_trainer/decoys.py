@@ -41,10 +41,16 @@ def draw_decoys(image: UInt8Array, boxes: list[Box], count: int, random: np.rand
 
 
 def draw_clothes(image: UInt8Array, face: Box, others: list[Box], random: np.random.Generator) -> None:
-    """Draw shoulders and a chest below a face, in place, with a collar and what clothes carry; not where `others` are.
+    """Draw shoulders and a chest below a face, in place, with a collar and what clothes carry.
 
     The portraits that scenes are made of show little below the chin, but below each face a detector meets collars,
     patches and straps.
+
+    Args:
+        image: (h, w) uint8 grey.
+        face: Its box. If it ends at the lower edge, nothing is drawn.
+        others: Boxes to keep off, else nothing is drawn; the face's own may be among them.
+        random: Source of randomness.
     """
     x, y, w, h = face
     height, width = image.shape
@@ -88,7 +94,7 @@ def _cloth(width: int, height: int, random: np.random.Generator) -> UInt8Array:
 
 
 def _collar(part: UInt8Array, neck: float, random: np.random.Generator) -> None:
-    """A ring, a neckline with or without tie, flaps, a front with buttons or zip, or straps."""
+    """A ring, a neckline with or without tie, flaps, a front with buttons, or straps."""
     height, width = part.shape
     middle, what, shade = width // 2, int(random.integers(6)), int(random.integers(256))
     line = max(1, round(neck * random.uniform(0.05, 0.3)))

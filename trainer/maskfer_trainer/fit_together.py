@@ -27,7 +27,7 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes, whole_file
 from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.fitting import read_parts, write_calibrated
-from maskfer_trainer.keras_file import says_of_itself
+from maskfer_trainer.keras_file import says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, write_history
 from maskfer_trainer.settings import FitSettings
@@ -53,7 +53,7 @@ def fit_together(
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make.
         networks: Each an architecture and the seed of its weights, such as ``lean:0``.
-        settings: How to train all of them. Its architecture says nothing; its seed is of order and changes.
+        settings: How to train all of them; `arch` is not read, `seed` is of order and changes.
         teachers: `.keras` files that know masked and bare faces, see `together.Together`.
         resume: Go on with what `out` holds.
         say: Takes what a person at the terminal should know.
@@ -75,7 +75,7 @@ def fit_together(
         "teachers_sha256": [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers],
     }
     made = [_made(name) for name in networks]
-    if not networks or len(set(networks)) < len(networks):
+    if not networks or len({_parsed(name) for name in networks}) < len(networks):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
     check_run(out, config, resume)
     teaching = [_teacher(path) for path in teachers]
@@ -96,9 +96,14 @@ def fit_together(
         judged = _judged(together, validation)
         for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
             if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
+                kept = (
+                    "what was written before is kept"
+                    if (out / "checkpoints" / "state.npz").exists()
+                    else "nothing was written"
+                )
                 raise InputError(
-                    f"the loss of {name} became no number in epoch {epoch + 1}; what was written before is kept "
-                    f"in {out}; train again with a lower --learning-rate"
+                    f"the loss of {name} became no number in epoch {epoch + 1}; {kept} in {out}; "
+                    "train again with a lower --learning-rate"
                 )
             history.append({"epoch": epoch + 1, **of_training, **of_validation})
         if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
@@ -112,9 +117,9 @@ def fit_together(
         plain = ARCHITECTURES[architecture]()  # in full precision
         plain.set_weights(network.get_weights())
         metadata = {
-            **config, "settings": asdict(settings) | {"arch": architecture, "seed": seed}, "architecture": architecture,
-            "backend": "jax", "best_epoch": len(history), "training_pictures": len(masked),
-            "validation_pictures": len(validation),
+            **config, "settings": asdict(settings) | {"arch": architecture}, "weights_seed": seed,
+            "architecture": architecture, "backend": "jax", "best_epoch": len(history),
+            "training_pictures": len(masked), "validation_pictures": len(validation),
         }  # fmt: skip
         counts = np.bincount(masked.labels, minlength=len(LABELS))
         write_calibrated(plain, validation, counts, settings.least_recall, metadata, folder / "model.keras")
@@ -123,7 +128,7 @@ def fit_together(
 
 def _parsed(name: str) -> tuple[str, int]:
     architecture, _, seed = name.partition(":")
-    if architecture not in ARCHITECTURES or not seed.isdecimal():
+    if architecture not in ARCHITECTURES or not seed.isdecimal() or int(seed) >= 2**32:
         raise InputError(
             f"{name!r} names no network; give an architecture ({', '.join(ARCHITECTURES)}) and a seed, such as lean:0"
         )
@@ -138,13 +143,13 @@ def _made(name: str) -> keras.Model:
 
 def _teacher(path: Path) -> keras.Model:
     said = says_of_itself(path)
-    if not 0 < said.get("settings", {}).get("bare_share", 0) < 1:
-        raise InputError(f"{path} cannot teach here: it must have been trained on masked and bare faces")
-    try:
-        teacher = _made(f"{said.get('architecture')}:0")
-        teacher.set_weights(keras.models.load_model(path, compile=False).get_weights())
-    except Exception as error:  # Keras raises many kinds for files that it cannot read
-        raise InputError(f"{path} cannot teach: {' '.join(str(error).split())[:150]}") from error
+    settings = said.get("settings", {})
+    if said.get("architecture") not in ARCHITECTURES or not 0 < settings.get("bare_share", 0) < 1:
+        raise InputError(f"{path} cannot teach here: it must be a network of trainer fit, of masked and bare faces")
+    if settings.get("leave_out"):
+        raise InputError(f"{path} cannot teach here: it may speak of a part of the faces only (leave_out)")
+    teacher = _made(f"{said['architecture']}:0")
+    take_weights(teacher, path)
     return teacher
 
 
@@ -180,7 +185,8 @@ def _resumed(together: Together, out: Path, count: int) -> list[History]:
             histories: Any = json.loads(str(kept["histories"]))
             together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
     except Exception as error:  # numpy raises many kinds for files that it cannot read
-        raise InputError(f"{out} cannot be gone on with, it is damaged: {error}; start a new run") from error
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{out} cannot be gone on with, it is damaged: {reason}; start a new run") from error
     if len(histories) != count:
         raise InputError(f"{out} cannot be gone on with: it holds {len(histories)} networks; start a new run")
     return list(histories)

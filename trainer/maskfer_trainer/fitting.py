@@ -204,7 +204,7 @@ def write_calibrated(
 def _check_parts(training: PictureSet, validation: PictureSet, dataset: Path) -> None:
     for part, name in ((training, "to train on"), (validation, "for validation")):
         if not len(part):
-            raise InputError(f"{dataset} has too few pictures: none is left {name}; change --validation-share")
+            raise InputError(f"{dataset} has too few pictures: none is left {name}; change validation_share")
     counts = np.bincount(training.labels, minlength=len(LABELS))
     if counts.min() < 1:
         short = LABELS[int(counts.argmin())]

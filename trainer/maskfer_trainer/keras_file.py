@@ -69,6 +69,6 @@ def take_weights(model: Any, initial: Path) -> None:
         model.set_weights(keras.models.load_model(initial, compile=False).get_weights())
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(
-            f"{initial} cannot be started from, it is no whole .keras file of architecture {model.name}: "
+            f"{initial} cannot be used, it is no whole .keras file of architecture {model.name}: "
             f"{' '.join(str(error).split())[:150]}"
         ) from error

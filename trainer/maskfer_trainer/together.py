@@ -37,7 +37,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Faces:
-    """Training faces on the accelerator.
+    """Training faces.
 
     Attributes:
         bare: (n, 48, 48) uint8 grey.
@@ -58,7 +58,7 @@ class Together:
         teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of what they say of
             the face as it is shown and of the bare face.
         faces: To learn from.
-        settings: Of these, `arch` says nothing here; `seed` is of order and changes.
+        settings: Without `arch`, which the networks say; `seed` is of order and changes.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Together:
         self._scores = jax.jit(self._judge)
 
     def epoch(self, number: int, epochs: int) -> list[dict[str, float]]:
-        """Learn from each face once.
+        """Learn from each face once, but for the few, others each epoch, that fill no batch.
 
         Args:
             number: Of the epoch, from 0.
@@ -188,6 +188,7 @@ class Together:
             own = random.beta(for_shares, settings.mixup, settings.mixup, (count,))
             other = random.permutation(for_others, count)
             views = own[:, None, None] * views + (1 - own[:, None, None]) * views[:, other]
+            labels = jnp.where(own >= 0.5, labels, labels[other])
             both = own * weights, (1 - own) * weights[other]
             weights = both[0] + both[1]
             targets = (both[0][:, None] * targets + both[1][:, None] * targets[other]) / weights[:, None]
@@ -264,7 +265,16 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
 
 
 def covered(images: Any, key: Any, share: float) -> Any:
-    """Lay a patch of one grey over the lower half of some faces, as `augment.cut_out` does: (n, 48, 48) float32."""
+    """Lay a patch of one grey over the lower half of some faces, as `augment.cut_out` does.
+
+    Args:
+        images: (n, 48, 48) float32, 0 to 255.
+        key: Source of randomness.
+        share: Share of faces that get one, 0 to 1.
+
+    Returns:
+        The same, some covered.
+    """
     count, size = len(images), INPUT_SIZE
     keys = random.split(key, 5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskfer_trainer import decoys
-from maskfer_trainer.decoys import draw_clothes, draw_decoys
+from maskfer_trainer.decoys import draw_decoys
 
 BOXES = [(100, 60, 60, 70), (250, 10, 30, 30)]
 
@@ -61,39 +61,3 @@ def test_a_decoy_at_the_edge_is_clipped(box):
         outside = image.copy()
         outside[max(0, box[1]) : box[1] + box[3], max(0, box[0]) : box[0] + box[2]] = 90
         assert (outside == 90).all()
-
-
-FACE = (130, 40, 40, 50)
-
-
-def clothed(seed, face=FACE, others=()):
-    image = scene()
-    draw_clothes(image, face, [face, *others], np.random.default_rng(seed))
-    return image
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_clothes_are_drawn_below_a_face_and_not_on_it(seed):
-    image = clothed(seed)
-    x, y, w, h = FACE
-    below = image[y + h : y + 2 * h, x : x + w]
-    assert (below != 90).mean() > 0.9
-    assert (image[: y + h] == 90).all()
-
-
-def test_clothes_differ_and_go_by_the_generator():
-    assert len({clothed(seed).tobytes() for seed in range(30)}) == 30
-    np.testing.assert_array_equal(clothed(3), clothed(3))
-    contrasts = [np.ptp(clothed(seed)[100:140, 130:170]) for seed in range(30)]
-    assert np.median(contrasts) > 40
-
-
-def test_no_clothes_are_drawn_on_another_face():
-    assert (clothed(0, others=[(120, 120, 30, 30)]) == 90).all()
-
-
-@pytest.mark.parametrize("face", [(130, 195, 40, 42), (-10, 40, 40, 50), (290, 150, 40, 50), (130, -20, 40, 50)])
-def test_clothes_are_cut_to_the_scene(face):
-    image = clothed(1, face)
-    assert image.shape == scene().shape
-    assert (image != 90).any() == (face[1] + face[3] < 236)

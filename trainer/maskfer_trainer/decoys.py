@@ -1,4 +1,4 @@
-"""What a face detector takes for faces and is none, drawn on training scenes: letters, emblems, ovals, clothes."""
+"""What a face detector takes for faces and is none, drawn on scenes while it learns: letters, emblems, ovals."""
 
 from __future__ import annotations
 
@@ -38,102 +38,6 @@ def draw_decoys(image: UInt8Array, boxes: list[Box], count: int, random: np.rand
             if all(_apart((left, top, wide, high), box) for box in boxes):
                 _draw(image, kind, (left, top, wide, high), random)
                 break
-
-
-def draw_clothes(image: UInt8Array, face: Box, others: list[Box], random: np.random.Generator) -> None:
-    """Draw shoulders and a chest below a face, in place, with a collar and what clothes carry.
-
-    The portraits that scenes are made of show little below the chin, but below each face a detector meets collars,
-    patches and straps.
-
-    Args:
-        image: (h, w) uint8 grey.
-        face: Its box. If it ends at the lower edge, nothing is drawn.
-        others: Boxes to keep off, else nothing is drawn; the face's own may be among them.
-        random: Source of randomness.
-    """
-    x, y, w, h = face
-    height, width = image.shape
-    half, top, high = random.uniform(1.0, 1.6) * w, y + h, random.uniform(1.2, 2.4) * h
-    middle = x + w / 2 + random.uniform(-0.2, 0.2) * w
-    box = (round(middle - half), top, round(2 * half), round(high))
-    if top >= height - MARGIN or not all(_apart(box, other) for other in others if other != face):
-        return
-    # drawn whole, then cut to the scene
-    wide, tall = box[2], box[3]
-    part = _cloth(wide, tall, random)
-    neck, slope = random.uniform(0.25, 0.45) * w, random.uniform(0.15, 0.5) * h
-    _collar(part, neck, random)
-    for _ in range(int(random.integers(5))):
-        side = random.uniform(0.25, 0.8) * w
-        left, under = round(random.uniform(0, wide - side)), round(random.uniform(0.1 * h, max(0.2 * h, tall - side)))
-        if side >= 8 and under + side < tall:
-            KINDS[int(random.integers(len(KINDS)))](
-                part[under : under + round(side), left : left + round(side)], int(random.integers(256)), random
-            )
-    corners = ((half - neck, 0), (half + neck, 0), (wide, slope), (wide, tall), (0, tall), (0, slope))
-    cover = np.zeros((tall, wide), np.uint8)
-    cv2.fillPoly(cover, [np.array(corners).astype(np.int32)], 255)
-    cover, part = (np.asarray(cv2.GaussianBlur(a, (0, 0), random.uniform(0.4, 1.2))) for a in (cover, part))
-    left, right, bottom = max(0, box[0]), min(width, box[0] + wide), min(height, top + tall)
-    seen = np.s_[max(0, -top) : bottom - top, left - box[0] : right - box[0]]
-    under_it = image[max(0, top) : bottom, left:right]
-    share = cover[seen].astype(np.float32) / 255
-    under_it[:] = np.rint(share * part[seen] + (1 - share) * under_it).astype(np.uint8)
-
-
-def _cloth(width: int, height: int, random: np.random.Generator) -> UInt8Array:
-    """Cloth with folds, or stripes or checks on it: (height, width) uint8."""
-    folds = random.normal(0, random.uniform(2, 25), (int(random.integers(2, 7)), int(random.integers(2, 9))))
-    levels = random.uniform(20, 235) + cv2.resize(folds, (width, height), interpolation=cv2.INTER_CUBIC)
-    if random.random() < 0.25:
-        period, strength = random.uniform(4, 20), random.uniform(10, 60)
-        across, down = np.arange(width) // (period / 2) % 2, np.arange(height)[:, None] // (period / 2) % 2
-        levels = levels + strength * ((across, down, across * down)[int(random.integers(3))] - 0.5)
-    return np.asarray(np.clip(levels, 0, 255), dtype=np.uint8)
-
-
-def _collar(part: UInt8Array, neck: float, random: np.random.Generator) -> None:
-    """A ring, a neckline with or without tie, flaps, a front with buttons, or straps."""
-    height, width = part.shape
-    middle, what, shade = width // 2, int(random.integers(6)), int(random.integers(256))
-    line = max(1, round(neck * random.uniform(0.05, 0.3)))
-    if what == 0:
-        for _ in range(int(random.integers(1, 4))):
-            axes = round(neck * random.uniform(0.9, 2.2)), round(neck * random.uniform(0.2, 0.9))
-            cv2.ellipse(
-                part, (middle, round(neck * random.uniform(-0.1, 0.4))), axes, 0, 0, 360, shade, line, cv2.LINE_AA
-            )
-            shade = int(random.integers(256))
-    elif what in (1, 2):
-        deep = round(min(height, neck * random.uniform(1, 5)))
-        opening = [(middle - neck, 0), (middle + neck, 0), (middle, deep)]
-        cv2.fillPoly(part, [np.array(opening).astype(np.int32)], shade, cv2.LINE_AA)
-        if what == 2:
-            tie = neck * random.uniform(0.15, 0.35)
-            shape = [
-                (middle - tie / 2, 0),
-                (middle + tie / 2, 0),
-                (middle + tie, 0.8 * deep),
-                (middle - tie, 0.8 * deep),
-            ]
-            cv2.fillPoly(part, [np.array(shape).astype(np.int32)], int(random.integers(256)), cv2.LINE_AA)
-    elif what == 3:
-        for sign in (-1, 1):
-            flap = [
-                (middle + sign * neck * 0.1, 0),
-                (middle + sign * neck * 1.3, 0),
-                (middle + sign * neck * 0.7, neck),
-            ]
-            cv2.fillPoly(part, [np.array(flap).astype(np.int32)], shade, cv2.LINE_AA)
-    elif what == 4:
-        cv2.line(part, (middle, 0), (middle, height), shade, line, cv2.LINE_AA)
-        for y in range(round(neck / 2), height, max(4, round(neck))):
-            cv2.circle(part, (middle, y), line, int(random.integers(256)), cv2.FILLED, cv2.LINE_AA)
-    else:
-        for sign in (-1, 1):
-            end = round(middle + sign * neck * random.uniform(0.2, 2))
-            cv2.line(part, (round(middle + sign * neck), 0), (end, height), shade, 3 * line, cv2.LINE_AA)
 
 
 def _apart(a: Box, b: Box) -> bool:

@@ -28,7 +28,7 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
 from maskfer_trainer.ahead import made_ahead
-from maskfer_trainer.decoys import draw_clothes, draw_decoys
+from maskfer_trainer.decoys import draw_decoys
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST, targets
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
@@ -37,8 +37,6 @@ MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
 LEAST_LEFT = 0.6
 # Of scenes that get letters, emblems and the like, and how many at most.
 DECOY_SHARE, MOST_DECOYS = 0.35, 3
-# Of faces that get clothes drawn below them.
-CLOTHED = 0.3
 # Of scenes that are made dark, and what light is left; of all others. Noise is the sensor's, in grey levels.
 DARK_SHARE, DARK_GAIN, GAIN = 0.4, (0.2, 0.7), (0.75, 1.25)
 DARK_NOISE, NOISE = 6.0, 3.0
@@ -195,9 +193,6 @@ def make_batch(images: UInt8Array, marks: Marks, key: tuple[int, int, int]) -> B
     wanted = []
     for place, (image, (faces, ignored)) in enumerate(zip(images, marks, strict=True)):
         changed, kept, unjudged = moved(image, faces, ignored, random)
-        for face in kept:
-            if random.random() < CLOTHED:
-                draw_clothes(changed, face, kept + unjudged, random)
         if random.random() < DECOY_SHARE:
             draw_decoys(changed, kept + unjudged, int(random.integers(1, MOST_DECOYS + 1)), random)
         found[place] = lit(changed, random)

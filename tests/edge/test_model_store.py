@@ -597,6 +597,7 @@ for line in sys.stdin:
         os.kill(os.getpid(), signal.SIGSTOP)
         getattr(tests, name)(ModelStore(Path(folder)))
         os._exit(0)
+    os.waitpid(child, os.WUNTRACED)  # it has stopped: a SIGCONT that came before would leave it so for ever
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -139,7 +140,12 @@ def build_scenes(
         made = Path(folder) / out.name
         (made / "scenes").mkdir(parents=True)
         pairs = pool.map(_cut_out, faces, [settings.seed] * len(faces), chunksize=32)
-        cutouts = [cutout for pair in pairs for cutout in pair]
+        try:
+            cutouts = [cutout for pair in pairs for cutout in pair]
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that masks portraits was ended, for want of memory perhaps; give fewer --workers"
+            ) from error
         rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
         composer = _Composer(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number in range(settings.count):

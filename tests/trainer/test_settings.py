@@ -50,7 +50,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"arch": "huge"}, "'huge'.*paper, lean"), ({"epochs": 0}, "epochs.*0"), ({"batch_size": 0}, "batch_size"),
+    [({"arch": "vast"}, "'vast'.*paper, lean"), ({"epochs": 0}, "epochs.*0"), ({"batch_size": 0}, "batch_size"),
      ({"bare_share": 1.5}, "bare_share.*1.5"), ({"bare_share": -0.1}, "bare_share"), ({"validation_share": 0}, "0"),
      ({"validation_share": 1}, "validation_share"), ({"learning_rate": 0}, "learning rate"), ({"seed": -1}, "seed"), 
      ({"seed": 2**32}, "seed"),

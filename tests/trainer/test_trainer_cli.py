@@ -215,7 +215,7 @@ def test_networks_are_listed_with_their_size(run_main):
     ran = run_main(main, "networks")
     assert ran.code == 0
     rows = {line.split()[0]: line for line in ran.out.splitlines()}
-    assert set(rows) == {"paper", "lean", "lean-medium", "lean-small", "large"}
+    assert set(rows) == {"paper", "lean", "lean-medium", "lean-small", "large", "huge"}
     assert "4.48 M parameters  290.5 M multiply-accumulates" in rows["paper"]
 
 
@@ -246,7 +246,7 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
         (["build-dataset", ".", "."], "already there"),
         (["build-dataset", ".", "out"], "no class folders"),
         (["fit", "missing", "--out", "run"], "missing is not a folder"),
-        (["fit", "missing", "--out", "run", "--arch", "huge"], "unknown architecture 'huge'"),
+        (["fit", "missing", "--out", "run", "--arch", "vast"], "unknown architecture 'vast'"),
         (["fit", "missing", "--out", "run", "--epochs", "0"], "at least 1"),
         (["fit", "missing", "--out", "run", "--config", "none.toml"], "none.toml cannot be read"),
         (

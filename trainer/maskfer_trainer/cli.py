@@ -246,12 +246,10 @@ def fit_together_command(
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.devices import describe
         from maskfer_trainer.fit_together import fit_together
-        from maskfer_trainer.settings import FitSettings, fit_settings
+        from maskfer_trainer.settings import fit_settings
 
         device = describe()
     settings = fit_settings(config, given)
-    if settings.arch != FitSettings.arch:
-        raise InputError(f"{config} names an architecture; here --network does")
     say(device)
     for model in fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say):
         print_result(str(model))

@@ -53,7 +53,7 @@ def fit_together(
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make.
         networks: Each an architecture and the seed of its weights, such as ``lean:0``.
-        settings: How to train all of them; `arch` is not read, `seed` is of order and changes.
+        settings: How to train all of them, without `arch`; `seed` is of order and changes.
         teachers: `.keras` files that know masked and bare faces, see `together.Together`.
         resume: Go on with what `out` holds.
         say: Takes what a person at the terminal should know.
@@ -62,7 +62,7 @@ def fit_together(
         The path of each network's model.keras.
 
     Raises:
-        InputError: If a network is unknown, the data set or a teacher cannot be used, `resume`
+        InputError: If a network is unknown or `settings` name one, the data set or a teacher cannot be used, `resume`
             does not fit what `out` holds, or the loss becomes no number.
         OutputError: If `out` is there already and `resume` is not given.
     """
@@ -74,6 +74,8 @@ def fit_together(
         "dataset_sha256": info["sha256"],
         "teachers_sha256": [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers],
     }
+    if settings.arch != FitSettings.arch:  # whose other settings may have been chosen for it alone
+        raise InputError(f"the settings are of architecture {settings.arch}; leave it out, each network names its own")
     made = [_made(name) for name in networks]
     if not networks or len({_parsed(name) for name in networks}) < len(networks):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")

@@ -48,9 +48,7 @@ class FaceBatches:
         if lessons is not None:
             self.targets = _taught(told, lessons.masked, settings.teacher_share)
             self.bare_targets = _taught(told, lessons.bare, settings.teacher_share)
-        # the pictures of one face stand together here
-        self._pictures = np.argsort(faces, kind="stable")
-        _, self._first, self._counts = np.unique(faces[self._pictures], return_index=True, return_counts=True)
+        self._pictures, self._first, self._counts = by_face(faces)
         self.weights = class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
         self.faces = len(self._first)
         self.start_epoch(0)
@@ -92,6 +90,19 @@ def faces_shown(pictures: PictureSet, dataset: Path) -> npt.NDArray[np.int64]:
     """
     keys = _by_picture(pictures, dataset, lambda r: f"{r['source']} {r['box']}")
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
+
+
+def by_face(
+    faces: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The pictures, (n,), ordered such that those of one face stand together; where each face's begin, and how many.
+
+    Args:
+        faces: (n,) which face each picture shows, as `faces_shown` gives it.
+    """
+    order = np.argsort(faces, kind="stable")
+    _, first, counts = np.unique(faces[order], return_index=True, return_counts=True)
+    return order, first, counts
 
 
 def validation_part(pictures: PictureSet, dataset: Path, share: float) -> npt.NDArray[np.bool_]:

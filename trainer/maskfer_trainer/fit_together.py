@@ -25,6 +25,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import PictureSet, dataset_info
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes, whole_file
+from maskfer_trainer.batches import by_face
 from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.fitting import read_parts, write_calibrated
 from maskfer_trainer.keras_file import says_of_itself, take_weights
@@ -157,8 +158,7 @@ def _teacher(path: Path) -> keras.Model:
 
 def _grouped(masked: PictureSet, bare: PictureSet, faces: npt.NDArray[np.int64]) -> Faces:
     """The pictures by face; as many masks of each as the face with the fewest has."""
-    order = np.argsort(faces, kind="stable")
-    _, first, counts = np.unique(faces[order], return_index=True, return_counts=True)
+    order, first, counts = by_face(faces)
     pictures = order[first[:, None] + np.arange(counts.min())]
     return Faces(bare.images[pictures[:, 0]], masked.images[pictures], masked.labels[pictures[:, 0]])
 

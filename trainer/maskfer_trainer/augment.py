@@ -8,6 +8,14 @@ import numpy.typing as npt
 from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.dependencies import cv2
 
+# Of `augment` at full strength, here and in `together`: turns in degrees, what is added to a scale of 1, moves as a
+# share of the sides, what is added to a contrast of 1, grey levels; how many are blurred, and by what width in pixels.
+DEGREES, ENLARGED, MOVED = (-12, 12), (-0.12, 0.14), (-0.08, 0.08)
+CONTRAST, BRIGHTNESS = (-0.3, 0.3), (-35, 35)
+BLURRED, BLUR = 0.15, (0.4, 1.0)
+# Of the patches of `cut_out`: where the upper edge, the left and the right one lie, as shares of the sides.
+PATCH_TOP, PATCH_LEFT, PATCH_RIGHT = (0.5, 0.75), (0, 0.25), (0.75, 1)
+
 
 def augment(images: UInt8Array, random: np.random.Generator, strength: float = 1.0) -> UInt8Array:
     """Flip, turn, scale, shift, light and blur each face at random (own choice of ranges).
@@ -25,12 +33,12 @@ def augment(images: UInt8Array, random: np.random.Generator, strength: float = 1
     count, height, width = images.shape
     changed = np.empty_like(images)
     flips = random.random((count,)) < 0.5
-    angles = random.uniform(-12, 12, (count,)) * strength
-    scales = 1 + random.uniform(-0.12, 0.14, (count,)) * strength
-    shifts = random.uniform(-0.08, 0.08, (count, 2)) * (width, height) * strength
-    contrasts = (1 + random.uniform(-0.3, 0.3, (count,)) * strength).astype(np.float32)
-    brightnesses = (random.uniform(-35, 35, (count,)) * strength).astype(np.float32)
-    blurs = np.where(random.random((count,)) < 0.15 * strength, random.uniform(0.4, 1.0, (count,)), 0)
+    angles = random.uniform(*DEGREES, (count,)) * strength
+    scales = 1 + random.uniform(*ENLARGED, (count,)) * strength
+    shifts = random.uniform(*MOVED, (count, 2)) * (width, height) * strength
+    contrasts = (1 + random.uniform(*CONTRAST, (count,)) * strength).astype(np.float32)
+    brightnesses = (random.uniform(*BRIGHTNESS, (count,)) * strength).astype(np.float32)
+    blurs = np.where(random.random((count,)) < BLURRED * strength, random.uniform(*BLUR, (count,)), 0)
     for i, original in enumerate(images):
         matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angles[i], scales[i])
         if flips[i]:  # mirrored first, then turned
@@ -62,9 +70,9 @@ def cut_out(images: UInt8Array, random: np.random.Generator, share: float) -> UI
     changed = images.copy()
     count, height, width = images.shape
     chosen = random.random((count,)) < share
-    tops = np.round(random.uniform(0.5, 0.75, (count,)) * height).astype(int)
-    lefts = np.round(random.uniform(0, 0.25, (count,)) * width).astype(int)
-    rights = np.round(random.uniform(0.75, 1, (count,)) * width).astype(int)
+    tops = np.round(random.uniform(*PATCH_TOP, (count,)) * height).astype(int)
+    lefts = np.round(random.uniform(*PATCH_LEFT, (count,)) * width).astype(int)
+    rights = np.round(random.uniform(*PATCH_RIGHT, (count,)) * width).astype(int)
     greys = random.integers(0, 256, (count,))
     for i in np.flatnonzero(chosen):
         changed[i, tops[i] :, lefts[i] : rights[i]] = greys[i]

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -77,10 +76,11 @@ def fit_together(
     }
     if settings.arch != FitSettings.arch:  # whose other settings may have been chosen for it alone
         raise InputError(f"the settings are of architecture {settings.arch}; leave it out, each network names its own")
-    made = [_made(name) for name in networks]
-    if not networks or len({_parsed(name) for name in networks}) < len(networks):
+    parsed = [_parsed(name) for name in networks]
+    if not parsed or len(set(parsed)) < len(parsed):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
     check_run(out, config, resume)
+    made = [_made(*of_network) for of_network in parsed]
     teaching = [_teacher(path) for path in teachers]
     masked, bare, faces, validation = read_parts(dataset, settings, need_bare=True)
     assert bare is not None
@@ -91,32 +91,28 @@ def fit_together(
     folders = [out / name.replace(":", "-") for name in networks]
     for folder in folders:
         folder.mkdir(exist_ok=True)
-    histories = _resumed(together, out, len(networks)) if (out / "checkpoints" / "state.npz").exists() else None
-    histories = histories or [[] for _ in networks]
+    state = out / "checkpoints" / "state.npz"
+    histories = _resumed(together, out, state) if state.exists() else [History() for _ in networks]
     written = -math.inf
     for epoch in range(len(histories[0]), settings.epochs):
         told = together.epoch(epoch, settings.epochs)
         judged = _judged(together, validation)
         for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
             if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
-                kept = (
-                    "what was written before is kept"
-                    if (out / "checkpoints" / "state.npz").exists()
-                    else "nothing was written"
-                )
+                kept = "what was written before is kept" if state.exists() else "nothing was written"
                 raise InputError(
                     f"the loss of {name} became no number in epoch {epoch + 1}; {kept} in {out}; "
                     "train again with a lower --learning-rate"
                 )
             history.append({"epoch": epoch + 1, **of_training, **of_validation})
         if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
-            _write(together, histories, folders, out)
+            _write(together, histories, folders, state)
             written = time.monotonic()
             right = ", ".join(f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True))
             say(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {right}")
     together.take_averaged()
-    for name, network, history, folder in zip(networks, made, histories, folders, strict=True):
-        architecture, seed = _parsed(name)
+    counts = np.bincount(masked.labels, minlength=len(LABELS))
+    for (architecture, seed), network, history, folder in zip(parsed, made, histories, folders, strict=True):
         plain = ARCHITECTURES[architecture]()  # in full precision
         plain.set_weights(network.get_weights())
         metadata = {
@@ -124,7 +120,6 @@ def fit_together(
             "architecture": architecture, "backend": "jax", "best_epoch": len(history),
             "training_pictures": len(masked), "validation_pictures": len(validation),
         }  # fmt: skip
-        counts = np.bincount(masked.labels, minlength=len(LABELS))
         write_calibrated(plain, validation, counts, settings.least_recall, metadata, folder / "model.keras")
     return [folder / "model.keras" for folder in folders]
 
@@ -138,8 +133,7 @@ def _parsed(name: str) -> tuple[str, int]:
     return architecture, int(seed)
 
 
-def _made(name: str) -> keras.Model:
-    architecture, seed = _parsed(name)
+def _made(architecture: str, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
     return in_half_precision(architecture) if architecture in HALF_PRECISION else ARCHITECTURES[architecture]()
 
@@ -151,7 +145,7 @@ def _teacher(path: Path) -> keras.Model:
         raise InputError(f"{path} cannot teach here: it must be a network of trainer fit, of masked and bare faces")
     if settings.get("leave_out"):
         raise InputError(f"{path} cannot teach here: it may speak of a part of the faces only (leave_out)")
-    teacher = _made(f"{said['architecture']}:0")
+    teacher = _made(said["architecture"], seed=0)
     take_weights(teacher, path)
     return teacher
 
@@ -172,23 +166,21 @@ def _judged(together: Together, validation: PictureSet) -> list[dict[str, float]
     return rows
 
 
-def _write(together: Together, histories: list[History], folders: list[Path], out: Path) -> None:
+def _write(together: Together, histories: list[History], folders: list[Path], state: Path) -> None:
     for history, folder in zip(histories, folders, strict=True):
         write_history(folder / "history.csv", history)
         draw_curves(history, folder / "curves.png")
     # resuming starts from it, histories included, so it is whole or not there
-    with whole_file(out / "checkpoints" / "state.npz", overwrite=True) as partial, partial.open("wb") as file:
+    with whole_file(state, overwrite=True) as partial, partial.open("wb") as file:
         np.savez(file, *together.state(), histories=np.array(json.dumps(histories)))
 
 
-def _resumed(together: Together, out: Path, count: int) -> list[History]:
+def _resumed(together: Together, out: Path, state: Path) -> list[History]:
     try:
-        with np.load(out / "checkpoints" / "state.npz") as kept:
-            histories: Any = json.loads(str(kept["histories"]))
+        with np.load(state) as kept:
+            histories: list[History] = json.loads(str(kept["histories"]))
             together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
     except Exception as error:  # numpy raises many kinds for files that it cannot read
         reason = " ".join(str(error).split())[:150]
         raise InputError(f"{out} cannot be gone on with, it is damaged: {reason}; start a new run") from error
-    if len(histories) != count:
-        raise InputError(f"{out} cannot be gone on with: it holds {len(histories)} networks; start a new run")
-    return list(histories)
+    return histories

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from jax import lax, random
 
 from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
+from maskfer_trainer import augment
 from maskfer_trainer.batches import class_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.settings import FitSettings
@@ -221,14 +222,15 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
     count, size = len(pairs), INPUT_SIZE
     keys = random.split(key, 10)
 
-    def drawn(number: int, low: float, high: float) -> Any:
+    def drawn(number: int, between: tuple[float, float]) -> Any:
+        low, high = between
         return strength * random.uniform(keys[number], (count, 1), minval=low, maxval=high)
 
     # where each pixel comes from
     middle = (size - 1) / 2
     ys, xs = (axis.reshape(1, -1) - middle for axis in jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij"))
-    angle, scale = jnp.deg2rad(drawn(0, -12, 12)), 1 + drawn(1, -0.12, 0.14)
-    xs, ys = xs - size * drawn(2, -0.08, 0.08), ys - size * drawn(3, -0.08, 0.08)
+    angle, scale = jnp.deg2rad(drawn(0, augment.DEGREES)), 1 + drawn(1, augment.ENLARGED)
+    xs, ys = xs - size * drawn(2, augment.MOVED), ys - size * drawn(3, augment.MOVED)
     cos, sin = jnp.cos(angle) / scale, jnp.sin(angle) / scale
     flip = jnp.where(random.bernoulli(keys[4], 0.5, (count, 1)), -1, 1)
     from_x = jnp.clip(flip * (cos * xs - sin * ys) + middle, 0, size - 1)
@@ -246,8 +248,8 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
     images = (upper * (1 - low_share) + lower * low_share).reshape(pairs.shape)
 
     # of no width for those that are not blurred
-    blurred = random.bernoulli(keys[5], 0.15 * strength, (count,))
-    width = jnp.where(blurred, random.uniform(keys[6], (count,), minval=0.4, maxval=1.0), 0.1)
+    blurred = random.bernoulli(keys[5], augment.BLURRED * strength, (count,))
+    width = jnp.where(blurred, random.uniform(keys[6], (count,), minval=augment.BLUR[0], maxval=augment.BLUR[1]), 0.1)
     taps = jnp.exp(-0.5 * (jnp.arange(-2, 3) / width[:, None]) ** 2)
     taps = (taps / taps.sum(axis=1, keepdims=True))[:, :, None, None, None]
     padded = jnp.pad(images, ((0, 0), (2, 2), (0, 0), (0, 0)), mode="edge")
@@ -255,7 +257,10 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
     padded = jnp.pad(images, ((0, 0), (0, 0), (2, 2), (0, 0)), mode="edge")
     images = sum(taps[:, k] * padded[:, :, k : k + size] for k in range(5))
 
-    contrast, brightness = (1 + drawn(7, -0.3, 0.3))[..., None, None], drawn(8, -35, 35)[..., None, None]
+    contrast, brightness = (
+        (1 + drawn(7, augment.CONTRAST))[..., None, None],
+        drawn(8, augment.BRIGHTNESS)[..., None, None],
+    )
     mean = images.mean(axis=(1, 2), keepdims=True)
     images = (images - mean) * contrast + mean + brightness
     noise_keys = random.split(keys[9], 3)
@@ -278,11 +283,16 @@ def covered(images: Any, key: Any, share: float) -> Any:
     count, size = len(images), INPUT_SIZE
     keys = random.split(key, 5)
 
-    def edge(number: int, low: float, high: float) -> Any:
+    def edge(number: int, between: tuple[float, float]) -> Any:
+        low, high = between
         return jnp.round(random.uniform(keys[number], (count, 1, 1), minval=low, maxval=high) * size)
 
     places = jnp.arange(size)
-    inside = (places[:, None] >= edge(0, 0.5, 0.75)) & (places >= edge(1, 0, 0.25)) & (places < edge(2, 0.75, 1))
+    inside = (
+        (places[:, None] >= edge(0, augment.PATCH_TOP))
+        & (places >= edge(1, augment.PATCH_LEFT))
+        & (places < edge(2, augment.PATCH_RIGHT))
+    )
     inside &= random.bernoulli(keys[3], share, (count, 1, 1))
     return jnp.where(inside, random.uniform(keys[4], (count, 1, 1), maxval=255), images)
 

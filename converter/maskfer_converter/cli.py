@@ -14,7 +14,7 @@ import typer
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
 from maskfer_edge.contract import LABELS
 from maskfer_edge.dependencies import extra
-from maskfer_edge.errors import ModelError
+from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.quiet import quiet_native_libraries
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ def quantize_command(
         float | None,
         typer.Option(min=0, max=1, help="Score from which a detector believes a face. Default: as training chose."),
     ] = None,
+    rescorer: Annotated[
+        Path | None, typer.Option(help="A detector's second look: .keras file of trainer fit-rescorer.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write a model that fails its checks.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json_: Json = False,
@@ -68,8 +71,11 @@ def quantize_command(
             if is_detector(said):
                 pictures = per_class * len(LABELS)
                 report = quantize_detector(
-                    model, calibrate, out, said, form, pictures, seed, limits, threshold=threshold, **common
-                )
+                    model, calibrate, out, said, form, pictures, seed, limits,
+                    threshold=threshold, rescorer=rescorer, **common,
+                )  # fmt: skip
+            elif rescorer is not None or threshold is not None:
+                raise InputError(f"{model} is no detector; --rescorer and --threshold are for detectors")
             else:
                 report = quantize(model, calibrate, out, form, per_class, seed, limits, **common)
         except RefusedModelError as error:

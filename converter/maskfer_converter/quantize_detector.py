@@ -17,19 +17,21 @@ from maskfer_converter.convert import FLOAT, INT8, convert
 from maskfer_converter.graph import read_graph
 from maskfer_converter.keras_model import load_keras
 from maskfer_converter.quantize import LATENCY_RUNS, check_request, write_checked
-from maskfer_edge.contract import UInt8Array
+from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
+from maskfer_edge.rescorer import CANDIDATE, SIDE, surroundings
 
 LICENCE_NOTE = (
     "Weights trained on scenes made of portraits (a public expression set, mostly of LFW) and photographs (Face Mask "
     "Detection, CC0); the landmark model that placed the masks (iBUG 300-W) excludes commercial use."
 )
 SAME_FACE = 0.5
+RESCORER_SHAPES = ((None, SIDE, SIDE, 1), (None, 1))
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class DetectorReport(Checked):
         model: Path of the file.
         format: Key of `convert.FORMATS`.
         bytes: The file's size.
-        multiply_accumulates: Of one picture.
+        multiply_accumulates: Of one picture, without second looks.
         calibration: How many scenes it was calibrated on; 0 where none are needed.
         seed: Of their choice.
         comparison: Float against converted.
@@ -87,6 +89,7 @@ def quantize_detector(
     limits: Limits | None = None,
     *,
     threshold: float | None = None,
+    rescorer: Path | None = None,
     force: bool = False,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda step: None,
@@ -103,6 +106,7 @@ def quantize_detector(
         seed: Of their choice.
         limits: How far the file may fall behind the network: F1 in points, boxes of 100 that both have.
         threshold: Score, 0 to 1, from which the file believes a face; None: the one that training chose.
+        rescorer: A `.keras` of ``trainer fit-rescorer``, which the file shall ask about each face as well.
         force: Whether a file that fails is written all the same.
         overwrite: Whether an existing `out`, and its report, are replaced.
         progress: Takes the name of each step.
@@ -122,6 +126,7 @@ def quantize_detector(
     cells = (height // stride, width // stride)
     shapes = {"heat": (None, *cells, 1), "boxes": (None, *cells, 4)}
     network, _ = load_keras(keras_path, ((None, height, width, 1), shapes))
+    second = None if rescorer is None else load_keras(rescorer, RESCORER_SHAPES)[0]
     progress("reading scenes")
     training, validation, faces = _read_scenes(scenes, pictures, seed)
     progress("converting")
@@ -142,15 +147,23 @@ def quantize_detector(
     )
     model = DetectorModel(flatbuffer, info, str(out))
     graph = read_graph(flatbuffer, str(out))
-    progress("comparing float and converted")
-    exact = DetectorModel(convert(network, FLOAT, calibration), info, str(keras_path))
-    compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, faces)
     checks = check_graph(graph, form, ((1, height, width, 1), (1, *cells, 1), (1, *cells, 4)))
+    exact = DetectorModel(convert(network, FLOAT, calibration), info, str(keras_path))
+    if second is not None:
+        crops = _calibration_crops(model, training, rescorer)
+        model = replace(model, rescorer=convert(second, form, crops))
+        exact = replace(exact, rescorer=convert(second, FLOAT, crops))
+        checks += [
+            replace(check, what=f"rescorer: {check.what}")
+            for check in check_graph(read_graph(model.rescorer, str(out)), form, ((1, SIDE, SIDE, 1), (1, 1)))
+        ]
+    progress("comparing float and converted")
+    compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, faces)
     checks += check_runtimes(lambda runtime: LearnedDetector(model, runtime)(validation[0]) is not None)
     checks += check_limits("validation scenes", compared.float_f1, compared.converted_f1, compared.agreement, limits)
     accuracy = {"validation scenes": {"float": compared.float_f1, form: compared.converted_f1,
                                       "agreement": compared.agreement, "scenes": compared.scenes}}  # fmt: skip
-    content = pack(flatbuffer, replace(info, accuracy=accuracy))
+    content = pack(flatbuffer, replace(info, accuracy=accuracy), model.rescorer)
     progress("timing")
     latency = benchmark({str(out): content}, runs=LATENCY_RUNS)
     report = DetectorReport(
@@ -185,6 +198,16 @@ def _read_scenes(
     chosen = np.random.default_rng(seed).permutation(len(names))[:pictures]
     training = [read_grey(scenes / names[i]) for i in chosen]
     return training, [read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]
+
+
+def _calibration_crops(model: DetectorModel, scenes: list[UInt8Array], rescorer: Path | None) -> FloatArray:
+    """What the detector takes for faces on calibration scenes, (n, 48, 48, 1) float32, and a black and a white crop."""
+    finder = LearnedDetector(model, score_threshold=CANDIDATE)
+    crops = [surroundings(scene, found.box) for scene in scenes for found in finder(scene)]
+    if not crops:
+        raise InputError(f"the detector finds nothing on the calibration scenes that {rescorer} could look at again")
+    ends = [np.full((SIDE, SIDE), level, dtype=np.uint8) for level in (0, 255)]
+    return np.stack([*crops, *ends])[..., None].astype(np.float32)
 
 
 def _compare(

@@ -10,7 +10,7 @@ import numpy as np
 from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.model_file import Model, load_model
-from maskfer_edge.runtime import AUTO, open_interpreter
+from maskfer_edge.runtime import AUTO, dequantised, open_interpreter
 
 DEFAULT_MODEL = "lean-int8.tflite"
 # What comes with the package, by the names that `--model` takes.
@@ -79,7 +79,6 @@ class Classifier:
                     f"{model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits"
                 )
         self._in_scale, self._in_zero = self._input["quantization"]
-        self._out_scale, self._out_zero = self._output["quantization"]
         self._buffer = np.empty(expected[0], dtype=self._input["dtype"])
 
     def __call__(self, face: UInt8Array) -> FloatArray:
@@ -119,9 +118,7 @@ class Classifier:
         target[...] = np.clip(np.round(face / np.float32(self._in_scale)) + self._in_zero, limits.min, limits.max)
 
     def _dequantise(self, raw: FloatArray) -> FloatArray:
-        scores = raw.astype(np.float32)
-        if self._output["dtype"] != np.float32:
-            scores = (scores - np.float32(self._out_zero)) * np.float32(self._out_scale)
+        scores = dequantised(raw, self._output)
         total = float(scores.sum())
         if not total > 0:
             return np.full(len(LABELS), 1 / len(LABELS), dtype=np.float32)

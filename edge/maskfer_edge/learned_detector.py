@@ -1,4 +1,4 @@
-"""Faces by a quantised network that was trained on masked ones too.
+"""Faces by a quantised network that was trained on masked ones too, and a second one that looks at each again.
 
 The network follows CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019): for each cell of a coarse grid it
 says how likely a face's centre lies in it, where in it, and how large that face is.
@@ -18,7 +18,8 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import SAME_FACE, Box, Detection, Detector
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.model_file import DetectorModel, load_detector_model
-from maskfer_edge.runtime import AUTO, open_interpreter
+from maskfer_edge.rescorer import CANDIDATE, Rescorer
+from maskfer_edge.runtime import AUTO, codes_of_pixels, dequantised, open_interpreter
 
 DEFAULT_DETECTOR = "detector-int8.tflite"
 # What surrounds a picture whose shape is not the network's.
@@ -176,7 +177,8 @@ class LearnedDetector(Detector):
             score_threshold: Least score of a face, 0 to 1; None: the model file's.
 
         Raises:
-            ModelError: If the tensors are not one (1, H, W, 1) input, and the outputs (1, h, w, 1) and (1, h, w, 4).
+            ModelError: If the tensors are not one (1, H, W, 1) input, and the outputs (1, h, w, 1) and (1, h, w, 4), or
+                those of a second network are not `rescorer.Rescorer`'s.
             DependencyError: If no TFLite runtime works here.
         """
         self.model = model
@@ -185,11 +187,12 @@ class LearnedDetector(Detector):
         (width, height), stride = model.info.input_size_wh, model.info.stride
         self._input, self._heat, self._boxes = self._checked_tensors(width, height, stride)
         self._grey = np.empty((height, width), dtype=np.uint8)
-        self._codes = _codes_of_pixels(self._input)
+        self._codes = codes_of_pixels(self._input)
         # as the converter makes it, a pixel is its own code, and the grey picture is the tensor
         self._plain = self._codes.dtype == np.uint8 and bool((self._codes == np.arange(256)).all())
         coded = self._grey if self._plain else np.empty((height, width), dtype=self._codes.dtype)
         self._tensor = coded[None, ..., None]
+        self._rescorer = Rescorer(model.rescorer, runtime, threads, model.name) if model.rescorer else None
 
     def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find the faces of a picture, everywhere: `near` would save nothing.
@@ -216,8 +219,10 @@ class LearnedDetector(Detector):
         self._interpreter.invoke()
         heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
         least_side = LEAST_SHARE * self._grey.shape[0]
-        found, scores = decode(heat, boxes, self.model.info.stride, self.score_threshold, least_side)
-        return _in_picture(found, scores, placed, image.shape[1], image.shape[0])
+        threshold = CANDIDATE if self._rescorer else self.score_threshold
+        found, scores = decode(heat, boxes, self.model.info.stride, threshold, least_side)
+        detections = _in_picture(found, scores, placed, image.shape[1], image.shape[0])
+        return self._rescorer(image, detections, self.score_threshold) if self._rescorer else detections
 
     def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
         """Details of the input, the heat and the boxes."""
@@ -237,22 +242,7 @@ class LearnedDetector(Detector):
 
     def _output(self, detail: Any) -> FloatArray:
         """An output without its first dimension, dequantised: (h, w, n) float32."""
-        raw = self._interpreter.get_tensor(detail["index"])[0]
-        values: FloatArray = raw.astype(np.float32)
-        if raw.dtype != np.float32:
-            scale, zero = detail["quantization"]
-            values = (values - np.float32(zero)) * np.float32(scale)
-        return values
-
-
-def _codes_of_pixels(detail: Any) -> Any:
-    """What the network takes for each of the 256 values of a pixel, in its input's dtype."""
-    pixels, kind = np.arange(256, dtype=np.float32), np.dtype(detail["dtype"])
-    if kind == np.float32:
-        return pixels
-    scale, zero = detail["quantization"]
-    limits = np.iinfo(kind)
-    return np.clip(np.round(pixels / np.float32(scale)) + zero, limits.min, limits.max).astype(kind)
+        return dequantised(self._interpreter.get_tensor(detail["index"])[0], detail)
 
 
 def _in_picture(found: FloatArray, scores: FloatArray, placed: Placement, width: int, height: int) -> list[Detection]:

@@ -1,6 +1,7 @@
 """The model file: a `.tflite` flatbuffer with a zip appended that says what the model is.
 
-    unzip -l model.tflite      shows maskfer.json, and labels.txt if it tells expressions apart
+    unzip -l model.tflite      shows maskfer.json, labels.txt if it tells expressions apart, and rescorer.tflite
+                               if it finds faces in two steps
     any TFLite runtime         loads the file as it is
 
 The sha256 of the flatbuffer stands in `maskfer.json`, because a zip's checksums do not cover what
@@ -24,7 +25,7 @@ from maskfer_edge.files import read_bytes
 
 FORMAT_VERSION = 2
 EXPRESSION, DETECTOR = "expression", "detector"
-JSON_NAME, LABELS_NAME = "maskfer.json", "labels.txt"
+JSON_NAME, LABELS_NAME, RESCORER_NAME = "maskfer.json", "labels.txt", "rescorer.tflite"
 FLATBUFFER_MARK = b"TFL3"
 REMEDY = "make it with: converter quantize MODEL.keras --calibrate DATASET -o MODEL.tflite"
 # Sides of a detector's input, in pixels.
@@ -114,15 +115,23 @@ class Model:
 
 @dataclass(frozen=True)
 class DetectorModel:
-    """A face detector's model file that kept the contract when it was read; the attributes are those of `Model`."""
+    """A face detector's model file that kept the contract when it was read.
+
+    Attributes:
+        flatbuffer: As `Model.flatbuffer`.
+        info: As `Model.info`; with a rescorer, its threshold is of the scores that both give together.
+        name: As `Model.name`.
+        rescorer: TFLite model of `rescorer.Rescorer`, which looks at each face again; empty if there is none.
+    """
 
     flatbuffer: bytes = field(repr=False)
     info: DetectorInfo
     name: str
+    rescorer: bytes = field(default=b"", repr=False)
 
 
-def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo) -> bytes:
-    """Append metadata, and labels if there are any, to a flatbuffer; an older appendix is taken off first.
+def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo, rescorer: bytes = b"") -> bytes:
+    """Append metadata, labels and a rescorer if there are any, to a flatbuffer; an older appendix is taken off first.
 
     The same arguments give the same bytes.
     """
@@ -133,6 +142,8 @@ def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo) -> bytes:
     with zipfile.ZipFile(buffer, "a") as archive:
         if isinstance(info, ModelInfo):
             archive.writestr(zipfile.ZipInfo(LABELS_NAME, ZIP_DATE), "\n".join(info.labels) + "\n")
+        if rescorer:
+            archive.writestr(zipfile.ZipInfo(RESCORER_NAME, ZIP_DATE), rescorer)
         text = json.dumps(said, indent=2, sort_keys=True) + "\n"
         archive.writestr(zipfile.ZipInfo(JSON_NAME, ZIP_DATE), text)
     return buffer.getvalue()
@@ -160,8 +171,9 @@ def unpack(content: bytes, name: str) -> Model:
         ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself,
             or is of another format version, kind, label set or input size.
     """
-    said, labels_text = _read_appendix(content, name, ModelInfo)
-    if said["labels"] != list(LABELS) or tuple((labels_text or "").split()) != LABELS:
+    said, others = _read_appendix(content, name, ModelInfo)
+    labels = others.get(LABELS_NAME, b"").decode(errors="replace").split()
+    if said["labels"] != list(LABELS) or tuple(labels) != LABELS:
         raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
     if said["input_size"] != INPUT_SIZE:
         raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")
@@ -180,7 +192,7 @@ def unpack_detector(content: bytes, name: str) -> DetectorModel:
         ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself, is of another
             format version or kind, or says of itself what cannot be.
     """
-    said, _ = _read_appendix(content, name, DetectorInfo)
+    said, others = _read_appendix(content, name, DetectorInfo)
     for key in ("architecture", "licence_note"):
         _check(name, said, key, isinstance(said[key], str), "a text")
     for key in ("training_data", "accuracy", "quantization"):
@@ -194,23 +206,23 @@ def unpack_detector(content: bytes, name: str) -> DetectorModel:
     fits = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
     _check(name, said, "score_threshold", fits, "a number from 0 to 1")
     info = DetectorInfo(**{**said, "input_size_wh": tuple(size_wh), "score_threshold": float(threshold)})
-    return DetectorModel(_checked_flatbuffer(content, name, said), info, name)
+    return DetectorModel(_checked_flatbuffer(content, name, said), info, name, others.get(RESCORER_NAME, b""))
 
 
 def _read_appendix(
     content: bytes, name: str, wanted: type[ModelInfo] | type[DetectorInfo]
-) -> tuple[dict[str, Any], str | None]:
-    """What both kinds of files are checked for: the metadata, with exactly the fields of `wanted`, and the labels.
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What both kinds of files are checked for: the metadata, with exactly the fields of `wanted`.
 
-    The labels are None if the file has none; an expression model must have them. Raises ModelError.
+    With it come the labels and the rescorer by their names, as far as the file has them. Raises ModelError.
     """
     if content[4:8] != FLATBUFFER_MARK:
         raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             said = json.loads(archive.read(JSON_NAME))
-            has_labels = LABELS_NAME in archive.namelist()
-            labels_text = archive.read(LABELS_NAME).decode() if has_labels else None
+            there = set(archive.namelist()) & {LABELS_NAME, RESCORER_NAME}
+            others = {entry: archive.read(entry) for entry in there}
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError):  # RuntimeError: marked as encrypted
         raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
     if not isinstance(said, dict):
@@ -227,7 +239,7 @@ def _read_appendix(
     if set(said) != expected:
         odd = ", ".join(sorted(expected ^ set(said)))
         raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
-    return said, labels_text
+    return said, others
 
 
 def _checked_flatbuffer(content: bytes, name: str, said: Mapping[str, Any]) -> bytes:

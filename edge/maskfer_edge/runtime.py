@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 
 # name for users: (module, pip line). litert computes with XNNPACK, whose rounding differs from that of
@@ -80,3 +81,22 @@ def _numpy_2() -> bool:
 
 def _needs_numpy_1() -> DependencyError:
     return DependencyError(f"tflite-runtime does not work with numpy {np.__version__}; run: pip install 'numpy<2'")
+
+
+def codes_of_pixels(detail: Any) -> Any:
+    """What a network takes for each of the 256 values of a pixel, in the dtype of the input of which `detail` tells."""
+    pixels, kind = np.arange(256, dtype=np.float32), np.dtype(detail["dtype"])
+    if kind == np.float32:
+        return pixels
+    scale, zero = detail["quantization"]
+    limits = np.iinfo(kind)
+    return np.clip(np.round(pixels / np.float32(scale)) + zero, limits.min, limits.max).astype(kind)
+
+
+def dequantised(raw: Any, detail: Any) -> FloatArray:
+    """What the values of an output, of which `detail` tells, stand for: float32 of the same shape."""
+    values: FloatArray = raw.astype(np.float32)
+    if raw.dtype != np.float32:
+        scale, zero = detail["quantization"]
+        values = (values - np.float32(zero)) * np.float32(scale)
+    return values

@@ -154,3 +154,49 @@ def test_the_command_tells_a_detector_from_an_expression_network(run_main, keras
     assert load_detector_model(out).info.score_threshold == 0.6
     with zipfile.ZipFile(out) as archive:
         assert archive.namelist() == ["maskfer.json"]
+
+
+@pytest.fixture(scope="module")
+def keras_rescorer(tmp_path_factory):
+    """Finds a crop likely whose middle is bright."""
+    import keras
+
+    layers = keras.layers
+    inputs = keras.Input((48, 48, 1), name="grey")
+    mean = layers.GlobalAveragePooling2D()(layers.Cropping2D(12)(layers.Rescaling(1 / 255)(inputs)))
+    likely = layers.Dense(1, activation="sigmoid", name="likely")
+    network = keras.Model(inputs, likely(mean), name="rescorer")
+    likely.set_weights([np.array([[20.0]]), np.array([-10.0])])
+    path = tmp_path_factory.mktemp("keras-rescorer") / "model.keras"
+    network.save(path)
+    return path
+
+
+def test_a_second_look_goes_into_the_file(run_main, keras_detector, keras_rescorer, scenes, tmp_path):
+    out = tmp_path / "model.tflite"
+    options = ["--per-class", 1, "--min-agreement", 90, "--rescorer", keras_rescorer]
+    ran = run_main(main, "quantize", keras_detector, "--calibrate", scenes, "-o", out, *options)
+    assert (ran.code, ran.err) == (0, "")
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist() == ["rescorer.tflite", "maskfer.json"]
+    report = json.loads(out.with_suffix(".report.json").read_text())
+    assert sum(check["what"].startswith("rescorer: ") for check in report["checks"]) >= 4
+    scene = np.full((240, 320), 40, np.uint8)
+    scene[80 : 80 + SIDE, 100 : 100 + SIDE] = 230
+    (found,) = open_learned_detector(out)(scene)
+    assert overlap(found.box, (100, 80, SIDE, SIDE)) > 0.5
+
+
+def test_a_network_that_is_no_rescorer_is_refused(keras_detector, scenes, tmp_path):
+    with pytest.raises(InputError, match="expected"):
+        quantize_detector(
+            keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, rescorer=keras_detector
+        )  # fmt: skip
+
+
+def test_a_second_look_at_nothing_is_refused(keras_detector, keras_rescorer, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CANDIDATE", 1.1)
+    with pytest.raises(InputError, match="finds nothing on the calibration scenes"):
+        quantize_detector(
+            keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, rescorer=keras_rescorer
+        )  # fmt: skip

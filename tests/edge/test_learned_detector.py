@@ -19,6 +19,7 @@ from maskfer_edge.learned_detector import (
     open_learned_detector,
 )
 from maskfer_edge.model_file import DetectorInfo, DetectorModel, pack, unpack_detector
+from maskfer_edge.rescorer import CANDIDATE
 
 STRIDE, WIDTH, HEIGHT = 8, 160, 120
 # What the tiny network says of every face: a quarter of a cell right of the cell's centre and above it, 4 × 2 cells.
@@ -480,3 +481,38 @@ def test_the_bundled_detector_finds_the_masked_face_of_the_demonstration():
     x, y, w, h = surest.box
     assert x < 238 < x + w
     assert y < 177 < y + h
+
+
+@pytest.fixture
+def twice(monkeypatch):
+    """A detector of one candidate, with a second look that keeps none and says of what it was asked."""
+    asked = []
+
+    class Rescorer:
+        def __init__(self, flatbuffer, runtime, threads, name):
+            asked.append((flatbuffer, threads, name))
+
+        def __call__(self, image, candidates, least_score):
+            asked.append((image.shape, [round(found.score, 3) for found in candidates], least_score))
+            return []
+
+    def make(score):
+        interpreter = FakeInterpreter((heat_output(score), box_output((0, 0, 0.5, 0.5))))
+        monkeypatch.setattr(learned_detector, "open_interpreter", lambda *_: interpreter)
+        monkeypatch.setattr(learned_detector, "Rescorer", Rescorer)
+        model = DetectorModel(b"", info(input_size_wh=(32, 16), score_threshold=0.5), "my.tflite", b"second")
+        return LearnedDetector(model), asked
+
+    return make
+
+
+def test_a_second_look_is_taken_at_what_is_below_the_threshold(twice):
+    detect, asked = twice(0.2)
+    assert detect(np.zeros((16, 32), np.uint8)) == []
+    assert asked == [(b"second", 1, "my.tflite"), ((16, 32), [0.2], 0.5)]
+
+
+def test_no_second_look_is_taken_at_what_is_unlikely(twice):
+    detect, asked = twice(CANDIDATE - 0.01)
+    detect(np.zeros((16, 32), np.uint8))
+    assert asked[1] == ((16, 32), [], 0.5)

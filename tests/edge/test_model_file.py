@@ -291,3 +291,17 @@ def test_load_detector_model_reads_a_file_and_keeps_its_name(tmp_path):
 def test_load_detector_model_names_a_missing_file(tmp_path):
     with pytest.raises(InputError, match=r"none\.tflite cannot be read"):
         load_detector_model(tmp_path / "none.tflite")
+
+
+def test_a_rescorer_comes_back():
+    content = pack(FLATBUFFER, detector_info(), b"second network")
+    model = unpack_detector(content, "d.tflite")
+    assert (model.rescorer, model.flatbuffer, strip(content)) == (b"second network", FLATBUFFER, FLATBUFFER)
+    assert unpack_detector(pack(FLATBUFFER, detector_info()), "d.tflite").rescorer == b""
+
+
+def test_a_damaged_rescorer_is_refused():
+    content = bytearray(pack(FLATBUFFER, detector_info(), b"second network"))
+    content[content.index(b"second network")] ^= 1
+    with pytest.raises(ModelError, match="metadata"):
+        unpack_detector(bytes(content), "d.tflite")

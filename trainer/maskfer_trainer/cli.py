@@ -306,6 +306,33 @@ def fit_detector_command(
     print_result(str(fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)))
 
 
+@app.command("fit-rescorer")
+def fit_rescorer_command(
+    detector: Annotated[Path, typer.Argument(help="The detector's .tflite.")],
+    scenes: Annotated[Path, typer.Argument(help="Scenes made by build-scenes.")],
+    photos: Annotated[Path, typer.Argument(help="Folder of photographs with boxes.csv; only its tuning half is used.")],
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    draws: Annotated[int, typer.Option(help="Parts to take of each photograph.")] = 60,
+    epochs: Annotated[int, typer.Option(help="Each of 240 batches of 256.")] = 14,
+    seed: Annotated[int, typer.Option(help="Of parts, weights, order and changes.")] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+) -> None:
+    """Train the network that looks again at what DETECTOR finds, with live curves in OUT/curves.png."""
+    _check_backend()
+    with extra("trainer"), quiet_native_libraries():
+        from maskfer_trainer.devices import describe
+        from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
+
+        device = describe()
+    settings = RescorerSettings(draws, epochs, seed=seed, learning_rate=learning_rate)
+    say(device)
+    with redirect_stdout(sys.stderr):  # where Keras says how far it is
+        verbose = 1 if sys.stderr.isatty() else 2
+        model = fit_rescorer(detector, scenes, photos, out, settings, resume=resume, verbose=verbose, say=say)
+    print_result(str(model))
+
+
 @app.command("evaluate-detector")
 def evaluate_detector_command(
     detector: Annotated[str, typer.Argument(help="haar, learned, yunet, or a model file of the learned detector.")],

@@ -1,4 +1,4 @@
-"""The face detector: a centre-point network, its loss and what its maps mean.
+"""The face detector: a centre-point network, its loss and what its maps mean, and the network of its second look.
 
 After CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019); the network is an own design. Plain Keras 3.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import Input, Model, initializers, layers, ops
 
+from maskfer_edge.rescorer import SIDE
 from maskfer_trainer.detector_targets import SIZE_WH
 
 # Share of cells that hold a face at the start of training, so that the first steps are not spent on finding that out.
@@ -39,6 +40,23 @@ def build_detector() -> Model:
     )(fine)
     boxes = layers.Conv2D(4, 1, name="boxes")(fine)
     return Model(inputs, {"heat": heat, "boxes": boxes}, name="centre-point")
+
+
+def build_rescorer() -> Model:
+    """The detector's second look: 4 million multiply-accumulates (own design).
+
+    Input: (48, 48, 1) float grey pixels, 0 to 255, see `rescorer.surroundings`. Output: (1,), the probability that
+    they show a face.
+    """
+    inputs = Input((SIDE, SIDE, 1), name="grey")
+    x = layers.Rescaling(1 / 255)(inputs)
+    x = _convolve(_convolve(x, 16, stride=2), 24, stride=2)
+    x = _residual(x, 24, convolutions=2)
+    x = _residual(_convolve(x, 48, stride=2), 48, convolutions=2)
+    # each place has a worth of its own, as in the networks of expressions
+    x = layers.DepthwiseConv2D(x.shape[1], use_bias=False)(x)
+    x = layers.Dropout(0.3)(layers.Flatten()(layers.BatchNormalization()(x)))
+    return Model(inputs, layers.Dense(1, activation="sigmoid", name="likely")(x), name="rescorer")
 
 
 def _convolve(x: Any, filters: int, stride: int = 1, kernel: int = 3, *, activate: bool = True) -> Any:

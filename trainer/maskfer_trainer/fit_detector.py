@@ -89,7 +89,7 @@ def fit_detector(
         InputError: If the scenes or `initial` cannot be used, or `resume` does not fit what `run` holds.
         OutputError: If `run` is there already and `resume` is not given.
     """
-    said = _scenes_info(scenes)
+    said = scenes_info(scenes)
     made_of = {key: value for key, value in said.items() if key != "validation"}
     config = {"settings": asdict(settings), "kind": "detector", "scenes": made_of}
     if initial is not None:
@@ -157,7 +157,8 @@ def fit_detector(
     return run / "model.keras"
 
 
-def _scenes_info(scenes: Path) -> dict[str, Any]:
+def scenes_info(scenes: Path) -> dict[str, Any]:
+    """What ``scenes.json`` says. Raises InputError if `scenes` are none."""
     try:
         said = json.loads(read_bytes(scenes / "scenes.json"))
     except (InputError, ValueError):

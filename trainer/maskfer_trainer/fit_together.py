@@ -31,10 +31,7 @@ from maskfer_trainer.keras_file import says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, write_history
 from maskfer_trainer.settings import FitSettings
-from maskfer_trainer.together import Faces, Together, in_half_precision
-
-# These are slow enough on a GPU to be worth it.
-HALF_PRECISION = ("large", "huge")
+from maskfer_trainer.together import LARGE, Faces, Together, in_half_precision
 
 
 def fit_together(
@@ -135,7 +132,7 @@ def _parsed(name: str) -> tuple[str, int]:
 
 def _made(architecture: str, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    return in_half_precision(architecture) if architecture in HALF_PRECISION else ARCHITECTURES[architecture]()
+    return in_half_precision(architecture) if architecture in LARGE else ARCHITECTURES[architecture]()
 
 
 def _teacher(path: Path) -> keras.Model:

@@ -25,7 +25,7 @@ from maskfer_trainer.calibration import best_temperature, calibration_error, fol
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run
+from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run, seed_dropout
 from maskfer_trainer.settings import FitSettings, left_out
 from maskfer_trainer.teachers import ask
 
@@ -249,7 +249,7 @@ def _train(
     calls.on_train_begin()
     for epoch in epochs:
         batches.start_epoch(epoch)
-        _seed_dropout(model, batches.settings.seed, epoch)
+        seed_dropout(model, batches.settings.seed, epoch)
         calls.on_epoch_begin(epoch)
         sums: dict[str, float] = {}
         for index, batch in enumerate(_ahead(batches)):
@@ -268,14 +268,6 @@ def _ahead(batches: FaceBatches) -> Iterator[tuple[FloatArray, FloatArray, Float
     """The batches of an epoch, the next ones made while one is learned from."""
     with ThreadPoolExecutor(1) as pool:
         yield from made_ahead(pool, batches.__getitem__, zip(range(len(batches))), AHEAD)
-
-
-def _seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
-    """Let dropout depend on seed and epoch alone; Keras does not keep where its generators stand."""
-    for index, layer in enumerate(model.layers):
-        if generator := getattr(layer, "seed_generator", None):
-            state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
-            generator.state.assign(state.astype(generator.state.dtype))
 
 
 def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> list[keras.callbacks.Callback]:

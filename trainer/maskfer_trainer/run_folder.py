@@ -146,6 +146,14 @@ def weights_of(model: keras.Model) -> list[FloatArray]:
     return [np.array(weights) for weights in model.get_weights()]
 
 
+def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
+    """Let dropout depend on seed and epoch alone; Keras does not keep where its generators stand."""
+    for index, layer in enumerate(model.layers):
+        if generator := getattr(layer, "seed_generator", None):
+            state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)
+            generator.state.assign(state.astype(generator.state.dtype))
+
+
 def write_history(path: Path, history: History) -> None:
     """Write a CSV file with a row an epoch; an existing one is replaced."""
     with whole_file(path, overwrite=True) as partial, partial.open("w", newline="") as file:

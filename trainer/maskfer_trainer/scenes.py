@@ -221,7 +221,7 @@ class _Composer:
 
     def _background(self, random: np.random.Generator) -> Scene:
         if self.photos and random.random() < PHOTO_SHARE:
-            return _photo_part(*self.photos[int(random.integers(len(self.photos)))], random)
+            return photo_part(*self.photos[int(random.integers(len(self.photos)))], random)
         return Scene(_drawn_background(random), [])
 
     def _any_cutout(self, random: np.random.Generator) -> Cutout:
@@ -345,7 +345,7 @@ def _blend(image: UInt8Array, placed: _Placed, random: np.random.Generator) -> N
     image[:] = np.clip(placed.cover * lit + (1 - placed.cover) * image, 0, 255).astype(np.uint8)
 
 
-def _photo_part(grey: UInt8Array, photo: Photo, random: np.random.Generator) -> Scene:
+def photo_part(grey: UInt8Array, photo: Photo, random: np.random.Generator) -> Scene:
     """A part of a photograph, at a random scale, with its faces; beyond its edge it is grey, as in a letterbox."""
     width, height = SIZE_WH
     fit = min(width / grey.shape[1], height / grey.shape[0])

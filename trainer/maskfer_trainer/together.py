@@ -31,6 +31,9 @@ NOISY, NOISE = 0.3, 8.0
 # Of the running mean of weights, what a step leaves as it is.
 AVERAGE = 0.9995
 WARM_UP = 0.04  # share of all steps
+# Networks that are slow enough on a GPU to be worth half precision, and that learn faces by heart unless held back.
+LARGE = ("large", "huge")
+WEIGHT_DECAY, WEIGHT_DECAY_OF_LARGE = 0.05, 0.2
 SLICE = 1024
 
 State = dict[str, Any]
@@ -78,7 +81,8 @@ class Together:
         self._optimizers = []
         self._states: list[State] = []
         for network in self.networks:
-            optimizer = keras.optimizers.AdamW(1.0, weight_decay=0.02, global_clipnorm=5.0)
+            decay = WEIGHT_DECAY_OF_LARGE if network.name in LARGE else WEIGHT_DECAY
+            optimizer = keras.optimizers.AdamW(1.0, weight_decay=decay, global_clipnorm=5.0)
             optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
             optimizer.build(network.trainable_variables)
             self._optimizers.append(optimizer)

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge import rescorer
+from maskfer_edge.detector import Detection
+from maskfer_edge.errors import ModelError
+from maskfer_edge.rescorer import BEYOND, CONTEXT, MOST_LOOKS, SIDE, Rescorer, combined, surroundings
+
+RNG = np.random.default_rng(0)
+
+
+class ByBrightness:
+    """An interpreter for which a face is as likely as its crop is bright."""
+
+    def __init__(self, in_type=np.float32, in_quantization=(0.0, 0), shape=(1, SIDE, SIDE, 1), out=(1, 1)):
+        self.details = [
+            {"index": 0, "shape": np.array(shape), "dtype": in_type, "quantization": in_quantization},
+            {"index": 1, "shape": np.array(out), "dtype": np.float32, "quantization": (0.0, 0)},
+        ]
+        self.asked = 0
+
+    def get_input_details(self):
+        return self.details[:1]
+
+    def get_output_details(self):
+        return self.details[1:]
+
+    def set_tensor(self, index, value):
+        self.seen = value.copy()
+
+    def invoke(self):
+        self.asked += 1
+
+    def get_tensor(self, index):
+        return np.full((1, 1), self.seen.mean() / 255, np.float32)
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    interpreter = ByBrightness()
+    monkeypatch.setattr(rescorer, "open_interpreter", lambda *_: interpreter)
+    return Rescorer(b""), interpreter
+
+
+def test_a_crop_is_a_square_round_the_box_and_wider():
+    picture = np.zeros((200, 300), np.uint8)
+    picture[50:98, 100:148] = 200  # exactly what a 32 pixel box in its middle shows
+    crop = surroundings(picture, (108, 58, 32, 32))
+    assert (crop.shape, crop.dtype, crop.min()) == ((SIDE, SIDE), np.uint8, 200)
+    assert CONTEXT * 32 == SIDE
+
+
+def test_an_oblong_box_gives_the_square_of_its_area():
+    picture = np.zeros((200, 300), np.uint8)
+    picture[50:98, 100:148] = 200
+    assert surroundings(picture, (124 - 8, 74 - 32, 16, 64)).min() == 200
+
+
+@pytest.mark.parametrize("box", [(-40, -40, 80, 80), (260, 160, 80, 80)])
+def test_beyond_the_edge_a_crop_is_grey(box):
+    crop = surroundings(np.full((200, 300), 250, np.uint8), box)
+    corner = crop[:20, :20] if box[0] < 0 else crop[-20:, -20:]
+    assert (corner == BEYOND).all()
+    assert set(np.unique(crop)) == {BEYOND, 250}
+
+
+def test_colours_count_as_grey():
+    colour = RNG.integers(0, 256, (120, 160, 3), dtype=np.uint8)
+    grey = cv2.cvtColor(colour, cv2.COLOR_BGR2GRAY)
+    assert np.array_equal(surroundings(colour, (40, 30, 60, 60)), surroundings(grey, (40, 30, 60, 60)))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 1, 1), (149, 99, 1, 1), (-5000, -5000, 10000, 10000), (75, 50, 1, 400)])
+def test_odd_boxes_give_crops(box):
+    assert surroundings(np.full((100, 150), 9, np.uint8), box).shape == (SIDE, SIDE)
+
+
+def test_a_box_that_lies_off_the_picture_gives_grey():
+    assert (surroundings(np.zeros((100, 150), np.uint8), (500, 500, 20, 20)) == BEYOND).all()
+
+
+@pytest.mark.parametrize(
+    ("score", "likely", "expected"), [(0.5, 0.5, 0.5), (0.8, 0.8, 0.8), (0.2, 0.8, 0.5), (0.5, 0.9, 0.75)]
+)
+def test_both_scores_count_alike(score, likely, expected):
+    assert combined(score, likely) == pytest.approx(expected)
+    assert combined(likely, score) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("pair", [(0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (math.nan, 1.0), (1.0, math.nan)])
+def test_no_score_is_quite_sure_and_none_is_no_number(pair):
+    assert 0 < combined(*pair) < 1
+
+
+def test_what_is_no_number_is_no_face():
+    assert combined(0.5, math.nan) < 0.1
+
+
+def test_a_second_look_changes_scores_and_order(bright):
+    picture = np.full((100, 300), 20, np.uint8)
+    picture[:, 150:] = 230
+    dark, light = Detection((40, 30, 30, 30), 0.6), Detection((220, 30, 30, 30), 0.3)
+    found = bright[0](picture, [dark, light], 0.0)
+    assert [face.box for face in found] == [light.box, dark.box]
+    assert found[0].score == pytest.approx(combined(0.3, 230 / 255))
+    assert bright[0](picture, [dark, light], 0.5) == found[:1]
+
+
+def test_a_face_is_given_once(bright):
+    twice = [Detection((100, 30, 40, 40), 0.7), Detection((118, 30, 40, 40), 0.6)]
+    picture = np.full((100, 300), 230, np.uint8)
+    assert [face.box for face in bright[0](picture, twice, 0.1)] == [(100, 30, 40, 40)]
+
+
+def test_a_crowd_costs_no_more_than_its_surest(bright):
+    many = [Detection((20 * number, 10, 10, 10), 0.9 - number / 100) for number in range(MOST_LOOKS + 5)]
+    found = bright[0](np.full((40, 600), 230, np.uint8), many, 0.1)
+    assert (len(found), bright[1].asked) == (MOST_LOOKS, MOST_LOOKS)
+
+
+def test_integers_are_put_in_as_the_file_asks(monkeypatch):
+    interpreter = ByBrightness(np.int8, (1.0, -128))
+    monkeypatch.setattr(rescorer, "open_interpreter", lambda *_: interpreter)
+    Rescorer(b"").likely(np.full((SIDE, SIDE), 200, np.uint8))
+    assert (interpreter.seen.dtype, interpreter.seen.min(), interpreter.seen.max()) == (np.int8, 72, 72)
+
+
+@pytest.mark.parametrize("odd", [{"shape": (1, 32, 32, 1)}, {"out": (1, 2)}, {"in_type": np.int16}])
+def test_other_tensors_are_refused(monkeypatch, odd):
+    monkeypatch.setattr(rescorer, "open_interpreter", lambda *_: ByBrightness(**odd))
+    with pytest.raises(ModelError, match=r"mine\.tflite has a second network"):
+        Rescorer(b"", name="mine.tflite")

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import zipfile
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from maskfer_edge.decoding import read_grey
+from maskfer_edge.detector import Detection
+from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.learned_detector import DEFAULT_DETECTOR
+from maskfer_edge.rescorer import SIDE
+from maskfer_trainer import fit_rescorer as module
+from maskfer_trainer.candidates import find_candidates
+from maskfer_trainer.detector_evaluation import half
+from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
+
+DETECTOR = Path(str(files("maskfer_edge") / "data" / DEFAULT_DETECTOR))
+SHORT = RescorerSettings(draws=2, epochs=2, steps=3, batch_size=8, learning_rate=1e-2)
+FACE = (100, 80, 60, 60)
+
+
+class Finder:
+    """Takes what is bright for a face, and with less certainty a place where nothing is."""
+
+    def __init__(self, model, score_threshold):
+        assert not model.rescorer
+
+    def __call__(self, image):
+        rows, columns = np.nonzero(image > 180)
+        if len(rows) < 100:
+            return []
+        x, y = int(columns.min()), int(rows.min())
+        w, h = int(columns.max()) - x + 1, int(rows.max()) - y + 1
+        return [Detection((x, y, w, h), 0.8), Detection(((x + 160) % 280, (y + 120) % 200, 40, 40), 0.1)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eight scenes of a bright square each, the last two for validation, and photographs of both halves."""
+    folder = tmp_path_factory.mktemp("rescorer")
+    scenes, photos = folder / "scenes", folder / "photos"
+    (scenes / "scenes").mkdir(parents=True)
+    photos.mkdir()
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    names = [f"scenes/{number:05}.jpg" for number in range(8)]
+    for number, name in enumerate(names):
+        image = np.full((240, 320), 60, np.uint8)
+        x, y = 40 + 25 * number, 50 + 10 * number
+        image[y : y + 60, x : x + 60] = 230
+        cv2.imwrite(str(scenes / name), image)
+        rows.append(f"{name},without_mask,{x},{y},{x + 60},{y + 60}")
+    (scenes / "boxes.csv").write_text("\n".join(rows) + "\n")
+    (scenes / "scenes.json").write_text(json.dumps({"count": 8, "validation": names[6:]}))
+    halves = {half(f"{number}.png"): f"{number}.png" for number in range(20)}
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    for name in halves.values():
+        image = np.full((240, 320), 60, np.uint8)
+        image[80:140, 100:160] = 230
+        cv2.imwrite(str(photos / name), image)
+        rows.append(f"{name},with_mask,100,80,160,140")
+    (photos / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return scenes, photos, halves
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch):
+    monkeypatch.setattr(module, "LearnedDetector", Finder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, data):
+    out, told = tmp_path_factory.mktemp("rescorer-run") / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LearnedDetector", Finder)
+        fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, say=told.append)
+    return out, told
+
+
+def find(image, boxes, faces=(), ignored=()):
+    return find_candidates(lambda _: [Detection(box, 0.5) for box in boxes], [(image, list(faces), list(ignored))])
+
+
+def test_candidates_are_told_apart_by_their_overlap():
+    image = np.random.default_rng(0).integers(0, 256, (240, 320), dtype=np.uint8)
+    right, half_right, wrong = FACE, (130, 80, 60, 60), (230, 150, 50, 50)
+    found = find(image, [right, half_right, wrong], [FACE])
+    assert found.faces.tolist() == [True, False][: len(found.faces)]
+    assert (found.crops.shape, found.crops.dtype, found.scores.tolist()) == ((2, SIDE, SIDE), np.uint8, [0.5, 0.5])
+    assert not np.array_equal(found.crops[0], found.crops[1])
+
+
+@pytest.mark.parametrize("ignored", [FACE, (90, 70, 160, 160)])
+def test_what_is_not_judged_is_no_candidate(ignored):
+    assert len(find(np.zeros((240, 320), np.uint8), [FACE], ignored=[ignored]).faces) == 0
+
+
+def test_no_pictures_give_no_candidates():
+    assert find_candidates(lambda _: [], []).crops.shape == (0, SIDE, SIDE)
+
+
+def test_a_run_leaves_model_history_and_curves(run):
+    out, told = run
+    assert {path.name for path in out.iterdir()} == {
+        "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
+    }  # fmt: skip
+    assert len((out / "history.csv").read_text().splitlines()) == 1 + SHORT.epochs
+    assert told[1] == "4 candidates to validate, 2 of them faces"
+
+
+def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, tmp_path, monkeypatch):
+    scenes, photos, halves = data
+    read = []
+    monkeypatch.setattr(module, "read_grey", lambda path: read.append(path.name) or read_grey(path))
+    fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4))
+    assert read == [halves["tuning"]]
+
+
+def test_the_model_says_what_it_is_and_was_made_of(run):
+    with zipfile.ZipFile(run[0] / "model.keras") as archive:
+        said = json.loads(archive.read("maskfer.json"))
+    assert (said["kind"], said["architecture"], said["scenes"]) == ("rescorer", "rescorer", {"count": 8})
+    assert 0 <= said["validation_accuracy"] <= 1
+
+
+def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatch):
+    import keras
+
+    class Killed(Exception):
+        pass
+
+    def kill(self, epoch, logs=None):
+        original(self, epoch, logs)
+        if epoch == 0:
+            raise Killed
+
+    original = module.RunFolder.on_epoch_end
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module.RunFolder, "on_epoch_end", kill)
+        fit_rescorer(DETECTOR, data[0], data[1], out, SHORT)
+    fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, resume=True)
+    ended, whole = (keras.models.load_model(folder / "model.keras") for folder in (out, run[0]))
+    for one, other in zip(ended.get_weights(), whole.get_weights(), strict=True):
+        assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_that_is_there_is_not_overwritten(run, data):
+    with pytest.raises(OutputError, match="already there"):
+        fit_rescorer(DETECTOR, data[0], data[1], run[0], SHORT)
+
+
+def test_a_run_of_other_settings_is_not_gone_on_with(run, data):
+    with pytest.raises(InputError, match="draws 2, not 3"):
+        fit_rescorer(DETECTOR, data[0], data[1], run[0], RescorerSettings(draws=3, epochs=2, steps=3), resume=True)
+
+
+def test_a_detector_that_finds_nothing_teaches_nothing(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "LearnedDetector", lambda *_, **__: lambda image: [])
+    with pytest.raises(InputError, match="finds no faces"):
+        fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_are_no_scenes_is_refused(data, tmp_path):
+    with pytest.raises(InputError, match="build-scenes"):
+        fit_rescorer(DETECTOR, tmp_path, data[1], tmp_path / "run", SHORT)
+
+
+@pytest.mark.parametrize("odd", [{"draws": 0}, {"epochs": 0}, {"steps": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_settings_that_make_no_sense_are_refused(odd):
+    with pytest.raises(InputError, match="at least 1"):
+        RescorerSettings(**odd)

@@ -1,0 +1,197 @@
+"""Training of the detector's second look on what the detector finds, in a run folder that can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from maskfer_edge.decoding import read_grey
+from maskfer_edge.errors import InputError
+from maskfer_edge.files import read_bytes
+from maskfer_edge.learned_detector import LearnedDetector
+from maskfer_edge.model_file import load_detector_model
+from maskfer_edge.rescorer import CANDIDATE
+from maskfer_trainer.augment import augment
+from maskfer_trainer.candidates import Candidates, Marked, find_candidates
+from maskfer_trainer.detector_evaluation import half, read_photos
+from maskfer_trainer.detector_network import build_rescorer
+from maskfer_trainer.detector_targets import IGNORED
+from maskfer_trainer.fit_detector import scenes_info
+from maskfer_trainer.keras_file import embed_metadata
+from maskfer_trainer.run_folder import History, RunFolder, check_run, history_of, make_run, seed_dropout
+from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
+from maskfer_trainer.scenes import photo_part
+
+# Share of faces in a batch; without it, two in ten of the candidates are.
+FACES = 0.375
+
+
+@dataclass(frozen=True)
+class RescorerSettings:
+    """What determines a training run, besides detector, scenes and photographs.
+
+    Attributes:
+        draws: Parts that are taken of each photograph.
+        epochs: How often validation candidates are looked at.
+        steps: Batches an epoch.
+        seed: Of parts, weights, order and changes.
+        batch_size: Candidates a step.
+        learning_rate: AdamW's highest.
+    """
+
+    draws: int = 60
+    epochs: int = 14
+    steps: int = 240
+    seed: int = 0
+    batch_size: int = 256
+    learning_rate: float = 3e-3
+
+    def __post_init__(self) -> None:
+        least = min(self.draws, self.epochs, self.steps, self.batch_size)
+        if least < 1 or not 0 < self.learning_rate < 1:
+            raise InputError(
+                "draws, epochs, steps and batch_size must be at least 1, the learning rate between 0 and 1; received "
+                f"{self.draws}, {self.epochs}, {self.steps}, {self.batch_size} and {self.learning_rate}"
+            )
+
+
+def fit_rescorer(
+    detector: Path,
+    scenes: Path,
+    photos: Path,
+    run: Path,
+    settings: RescorerSettings,
+    *,
+    resume: bool = False,
+    verbose: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Train the network that looks again at what a detector finds.
+
+    The model that is kept is the one after the last epoch, when the learning rate has come down.
+
+    Args:
+        detector: Model file, whose finds are learned from; a rescorer in it is left aside.
+        scenes: Made by ``trainer build-scenes``; the validation scenes judge.
+        photos: Folder of photographs with ``boxes.csv``; only its tuning half is used.
+        run: Folder to make, see `run_folder`.
+        settings: How to train.
+        resume: Go on with the run that `run` holds.
+        verbose: As Keras' `fit` takes it.
+        say: Takes what a person at the terminal should know.
+
+    Returns:
+        The path of model.keras.
+
+    Raises:
+        InputError: If detector, scenes or photographs cannot be used, or `resume` does not fit what `run` holds.
+        OutputError: If `run` is there already and `resume` is not given.
+    """
+    said = scenes_info(scenes)
+    config = {
+        "settings": asdict(settings),
+        "kind": "rescorer",
+        "scenes": {key: value for key, value in said.items() if key != "validation"},
+        "detector_sha256": hashlib.sha256(read_bytes(detector)).hexdigest(),
+    }
+    check_run(run, config, resume)
+    model = replace(load_detector_model(detector), rescorer=b"")
+    finder = LearnedDetector(model, score_threshold=CANDIDATE)
+    keras.utils.set_random_seed(settings.seed)
+    of_training, of_validation = read_scenes(scenes, set(said.get("validation", ())))
+    validation = find_candidates(finder, _marked(of_validation))
+    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photos, settings))]
+    training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    for candidates, what in ((training, "to train on"), (validation, "to validate")):
+        say(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
+        if not 0 < candidates.faces.sum() < len(candidates.faces):
+            raise InputError(f"{detector} finds no faces, or nothing but faces, {what} in {scenes}; make more scenes")
+    history = History()
+    last = run / "checkpoints" / "last.keras"
+    if last.exists():
+        network = keras.models.load_model(last)
+        try:
+            history = history_of(network, run, settings.steps)
+        except (OSError, TypeError, ValueError) as error:
+            raise InputError(f"{run} cannot be gone on with, it is damaged: {error}; start a new run") from error
+    else:
+        network = build_rescorer()
+        steps = settings.epochs * settings.steps
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=max(1, steps // 20)
+        )
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
+        network.compile(optimizer, keras.losses.BinaryCrossentropy(label_smoothing=0.02), metrics=["accuracy"])
+    if not resume:
+        make_run(run, config)
+    dropout = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
+    )
+    if len(history) < settings.epochs:
+        network.fit(
+            _Batches(training, settings, len(history)),
+            validation_data=(_pixels(validation.crops), validation.faces.astype(np.float32)[:, None]),
+            epochs=settings.epochs,
+            initial_epoch=len(history),
+            callbacks=[RunFolder(run, history, settings.epochs), dropout],
+            verbose=verbose,
+            shuffle=False,  # of the batches' numbers, which a run that is gone on with would draw anew
+        )
+    right = f"{history[-1]['val_accuracy']:.3f}"
+    say(f"right on {right} of the validation candidates")
+    metadata = {**config, "architecture": network.name, "validation_accuracy": round(history[-1]["val_accuracy"], 4)}
+    embed_metadata(last, run / "model.keras", metadata)
+    return run / "model.keras"
+
+
+class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches that seed, epoch and number determine; what the detector was surer of comes oftener."""
+
+    def __init__(self, candidates: Candidates, settings: RescorerSettings, epoch: int) -> None:
+        super().__init__()
+        self._candidates, self._settings, self._epoch = candidates, settings, epoch
+        self._faces, self._others = np.flatnonzero(candidates.faces), np.flatnonzero(~candidates.faces)
+        chances = np.sqrt(candidates.scores[self._others].astype(float))
+        self._chances = chances / chances.sum()
+
+    def __len__(self) -> int:
+        return self._settings.steps
+
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        random = np.random.default_rng((self._settings.seed, self._epoch, number))
+        size = self._settings.batch_size
+        faces = round(FACES * size)
+        chosen = np.concatenate(
+            [random.choice(self._faces, faces), random.choice(self._others, size - faces, p=self._chances)]
+        )
+        wanted = self._candidates.faces[chosen].astype(np.float32)[:, None]
+        return _pixels(augment(self._candidates.crops[chosen], random)), wanted
+
+    def on_epoch_end(self) -> None:
+        """Keras calls this after each epoch."""
+        self._epoch += 1
+
+
+def _pixels(crops: Any) -> Any:
+    return crops[..., None].astype(np.float32)
+
+
+def _marked(scenes: SceneSet) -> Iterator[Marked]:
+    yield from zip(scenes.images, scenes.faces, scenes.ignored, strict=True)
+
+
+def _parts(photos: Path, settings: RescorerSettings) -> Iterator[Marked]:
+    """Parts of the photographs of the tuning half, at several scales and in other light."""
+    for number, photo in enumerate(photo for photo in read_photos(photos) if half(photo.path.name) == "tuning"):
+        grey = read_grey(photo.path)
+        random = np.random.default_rng((settings.seed, number))
+        for _ in range(settings.draws):
+            part = photo_part(grey, photo, random)
+            faces = [box for label, box in part.faces if label != IGNORED]
+            yield lit(part.image, random), faces, [box for label, box in part.faces if label == IGNORED]

@@ -13,6 +13,8 @@ from maskfer_edge.detector import Box, overlap
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.rescorer import SIDE, surroundings
 
+# A detector's score from which it counts, below that of a second look: more to learn from.
+LEAST_SCORE = 0.04
 # Of its overlap (intersection over union) with a face: from here on a box is that face, and below, none. What lies
 # between is neither.
 FACE, NO_FACE = 0.45, 0.25

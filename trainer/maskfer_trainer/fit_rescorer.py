@@ -16,9 +16,8 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import load_detector_model
-from maskfer_edge.rescorer import CANDIDATE
 from maskfer_trainer.augment import augment
-from maskfer_trainer.candidates import Candidates, Marked, find_candidates
+from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_candidates
 from maskfer_trainer.detector_evaluation import half, read_photos
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
@@ -102,7 +101,7 @@ def fit_rescorer(
     }
     check_run(run, config, resume)
     model = replace(load_detector_model(detector), rescorer=b"")
-    finder = LearnedDetector(model, score_threshold=CANDIDATE)
+    finder = LearnedDetector(model, score_threshold=LEAST_SCORE)
     keras.utils.set_random_seed(settings.seed)
     of_training, of_validation = read_scenes(scenes, set(said.get("validation", ())))
     validation = find_candidates(finder, _marked(of_validation))

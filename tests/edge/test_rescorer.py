@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from importlib.resources import files
 
 import cv2
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from maskfer_edge import rescorer
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import ModelError
+from maskfer_edge.learned_detector import DEFAULT_DETECTOR
+from maskfer_edge.model_file import unpack_detector
 from maskfer_edge.rescorer import BEYOND, CONTEXT, MOST_LOOKS, SIDE, Rescorer, combined, surroundings
 
 RNG = np.random.default_rng(0)
@@ -135,3 +138,11 @@ def test_other_tensors_are_refused(monkeypatch, odd):
     monkeypatch.setattr(rescorer, "open_interpreter", lambda *_: ByBrightness(**odd))
     with pytest.raises(ModelError, match=r"mine\.tflite has a second network"):
         Rescorer(b"", name="mine.tflite")
+
+
+def test_the_bundled_detector_looks_twice():
+    content = (files("maskfer_edge") / "data" / DEFAULT_DETECTOR).read_bytes()
+    model = unpack_detector(content, "bundled")
+    likely = Rescorer(model.rescorer).likely
+    assert likely(np.full((SIDE, SIDE), 128, np.uint8)) < 0.5
+    assert len(content) <= 400_000

@@ -145,7 +145,9 @@ def fit_rescorer(
     right = f"{history[-1]['val_accuracy']:.3f}"
     say(f"right on {right} of the validation candidates")
     metadata = {**config, "architecture": network.name, "validation_accuracy": round(history[-1]["val_accuracy"], 4)}
-    embed_metadata(last, run / "model.keras", metadata)
+    plain = run / "checkpoints" / "rescorer.keras"
+    keras.models.load_model(last, compile=False).save(plain)  # without the optimizer's variables
+    embed_metadata(plain, run / "model.keras", metadata)
     return run / "model.keras"
 
 

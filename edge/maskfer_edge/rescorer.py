@@ -21,8 +21,9 @@ from maskfer_edge.runtime import AUTO, codes_of_pixels, dequantised, open_interp
 SIDE = 48
 # Side of what the network sees, in sides of the face's box.
 CONTEXT = 1.5
-# What lies beyond the picture's edge.
-BEYOND = 127
+# Light and contrast are evened out: mean and standard deviation in grey levels, and how often the latter grows at most.
+# What lies beyond the picture's edge has the mean.
+MEAN, DEVIATION, MOST_GAIN = 127, 50.0, 5.0
 # A detector's score from which a second look is taken, and at how many of a picture's surest at most: on the tuning
 # half of the photographs no face needs more.
 CANDIDATE, MOST_LOOKS = 0.1, 16
@@ -40,13 +41,13 @@ def surroundings(image: UInt8Array, box: Box) -> UInt8Array:
         box: Left, top, width, height in pixels; its centre lies in the picture.
 
     Returns:
-        (48, 48) uint8 grey: a square round the box's centre, `CONTEXT` times as wide as the box.
+        (48, 48) uint8 grey: a square round the box's centre, `CONTEXT` times as wide as the box, in even light.
     """
     left, top, width, height = box
     side = max(1, round(CONTEXT * math.sqrt(width * height)))
     lows = round(left + (width - side) / 2), round(top + (height - side) / 2)
     inside = [(max(low, 0), min(low + side, length)) for low, length in zip(lows, image.shape[1::-1], strict=True)]
-    found = np.full((SIDE, SIDE), BEYOND, dtype=np.uint8)
+    found = np.full((SIDE, SIDE), MEAN, dtype=np.uint8)
     (x0, x1), (y0, y1) = inside
     if x0 >= x1 or y0 >= y1:
         return found
@@ -56,7 +57,10 @@ def surroundings(image: UInt8Array, box: Box) -> UInt8Array:
         _placed(start - low, end - low, side) for (start, end), low in zip(inside, lows, strict=True)
     )
     interpolation = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
-    found[to_y0:to_y1, to_x0:to_x1] = cv2.resize(grey, (to_x1 - to_x0, to_y1 - to_y0), interpolation=interpolation)
+    small = cv2.resize(grey, (to_x1 - to_x0, to_y1 - to_y0), interpolation=interpolation).astype(np.float32)
+    gain = min(MOST_GAIN, DEVIATION / max(float(small.std()), 1.0))
+    evened = (small - small.mean()) * np.float32(gain) + MEAN
+    found[to_y0:to_y1, to_x0:to_x1] = np.clip(evened, 0, 255)
     return found
 
 

@@ -200,3 +200,10 @@ def test_a_second_look_at_nothing_is_refused(keras_detector, keras_rescorer, sce
         quantize_detector(
             keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, rescorer=keras_rescorer
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("option", [("--threshold", 0.5), ("--rescorer", "any.keras")])
+def test_what_is_for_detectors_is_refused_for_others(run_main, keras_rescorer, scenes, tmp_path, option):
+    ran = run_main(main, "quantize", keras_rescorer, "--calibrate", scenes, "-o", tmp_path / "out.tflite", *option)
+    assert ran.code != 0
+    assert "is no detector" in ran.err

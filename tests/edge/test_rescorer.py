@@ -12,7 +12,17 @@ from maskfer_edge.detector import Detection
 from maskfer_edge.errors import ModelError
 from maskfer_edge.learned_detector import DEFAULT_DETECTOR
 from maskfer_edge.model_file import unpack_detector
-from maskfer_edge.rescorer import BEYOND, CONTEXT, MOST_LOOKS, SIDE, Rescorer, combined, surroundings
+from maskfer_edge.rescorer import (
+    CONTEXT,
+    DEVIATION,
+    MEAN,
+    MOST_GAIN,
+    MOST_LOOKS,
+    SIDE,
+    Rescorer,
+    combined,
+    surroundings,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -43,33 +53,61 @@ class ByBrightness:
         return np.full((1, 1), self.seen.mean() / 255, np.float32)
 
 
+def as_bright_as_the_middle(image, box):
+    left, top, width, height = box
+    return np.full((SIDE, SIDE), image[top + height // 2, left + width // 2], np.uint8)
+
+
 @pytest.fixture
 def bright(monkeypatch):
+    """A rescorer for which a face is as likely as the middle of its box is bright."""
     interpreter = ByBrightness()
     monkeypatch.setattr(rescorer, "open_interpreter", lambda *_: interpreter)
+    monkeypatch.setattr(rescorer, "surroundings", as_bright_as_the_middle)
     return Rescorer(b""), interpreter
 
 
+def alike(crop, part):
+    """Whether a crop shows a part of a picture, in whatever light."""
+    return crop.shape == part.shape and np.corrcoef(crop.ravel(), part.ravel())[0, 1] > 0.999
+
+
 def test_a_crop_is_a_square_round_the_box_and_wider():
-    picture = np.zeros((200, 300), np.uint8)
-    picture[50:98, 100:148] = 200  # exactly what a 32 pixel box in its middle shows
+    picture = RNG.integers(60, 180, (200, 300), dtype=np.uint8)
     crop = surroundings(picture, (108, 58, 32, 32))
-    assert (crop.shape, crop.dtype, crop.min()) == ((SIDE, SIDE), np.uint8, 200)
-    assert CONTEXT * 32 == SIDE
+    assert (crop.shape, crop.dtype, CONTEXT * 32) == ((SIDE, SIDE), np.uint8, SIDE)
+    assert alike(crop, picture[50:98, 100:148])
 
 
 def test_an_oblong_box_gives_the_square_of_its_area():
-    picture = np.zeros((200, 300), np.uint8)
-    picture[50:98, 100:148] = 200
-    assert surroundings(picture, (124 - 8, 74 - 32, 16, 64)).min() == 200
+    picture = RNG.integers(60, 180, (200, 300), dtype=np.uint8)
+    assert alike(surroundings(picture, (124 - 8, 74 - 32, 16, 64)), picture[50:98, 100:148])
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.7, 1.0])
+def test_light_and_contrast_are_evened_out(gain):
+    picture = cv2.GaussianBlur(RNG.normal(110, 400, (120, 120)), (0, 0), 4).clip(0, 255)
+    crop = surroundings((picture * gain).astype(np.uint8), (30, 30, 60, 60))
+    assert crop.mean() == pytest.approx(MEAN, abs=3)
+    assert crop.std() == pytest.approx(DEVIATION, abs=3)
+
+
+def test_a_sensors_noise_is_not_made_a_picture():
+    dark = (8 + RNG.normal(0, 1, (120, 120))).clip(0, 255).astype(np.uint8)
+    assert surroundings(dark, (30, 30, 32, 32)).std() < 2 * MOST_GAIN
+
+
+@pytest.mark.parametrize("level", [0, 90, 255])
+def test_a_plain_picture_gives_a_plain_crop(level):
+    assert (surroundings(np.full((100, 150), level, np.uint8), (40, 30, 50, 50)) == MEAN).all()
 
 
 @pytest.mark.parametrize("box", [(-40, -40, 80, 80), (260, 160, 80, 80)])
 def test_beyond_the_edge_a_crop_is_grey(box):
-    crop = surroundings(np.full((200, 300), 250, np.uint8), box)
-    corner = crop[:20, :20] if box[0] < 0 else crop[-20:, -20:]
-    assert (corner == BEYOND).all()
-    assert set(np.unique(crop)) == {BEYOND, 250}
+    crop = surroundings(RNG.integers(0, 256, (200, 300), dtype=np.uint8), box)
+    beyond, within = (crop[:20, :20], crop[26:, 26:]) if box[0] < 0 else (crop[-20:, -20:], crop[:22, :22])
+    assert (beyond == MEAN).all()
+    assert within.std() > 10
 
 
 def test_colours_count_as_grey():
@@ -84,7 +122,7 @@ def test_odd_boxes_give_crops(box):
 
 
 def test_a_box_that_lies_off_the_picture_gives_grey():
-    assert (surroundings(np.zeros((100, 150), np.uint8), (500, 500, 20, 20)) == BEYOND).all()
+    assert (surroundings(np.zeros((100, 150), np.uint8), (500, 500, 20, 20)) == MEAN).all()
 
 
 @pytest.mark.parametrize(

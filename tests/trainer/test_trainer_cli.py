@@ -364,3 +364,11 @@ def test_scenes_are_made_of_portraits(run_main, photographs, tmp_path):
 def test_fit_detector_needs_scenes(run_main, tmp_path):
     ran = run_main(main, "fit-detector", tmp_path, "--out", tmp_path / "run")
     assert (ran.code, ran.err.splitlines()[-1].count("build-scenes")) == (1, 1)
+
+
+def test_fit_rescorer_needs_scenes_and_a_detector(run_main, tmp_path):
+    ran = run_main(main, "fit-rescorer", "no.tflite", tmp_path, tmp_path, "--out", tmp_path / "run")
+    assert (ran.code, "build-scenes" in ran.err, (tmp_path / "run").exists()) == (1, True, False)
+    (tmp_path / "scenes.json").write_text("{}")
+    ran = run_main(main, "fit-rescorer", "no.tflite", tmp_path, tmp_path, "--out", tmp_path / "run")
+    assert (ran.code, "no.tflite cannot be read" in ran.err, (tmp_path / "run").exists()) == (1, True, False)

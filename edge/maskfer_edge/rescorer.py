@@ -57,10 +57,11 @@ def surroundings(image: UInt8Array, box: Box) -> UInt8Array:
         _placed(start - low, end - low, side) for (start, end), low in zip(inside, lows, strict=True)
     )
     interpolation = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
-    small = cv2.resize(grey, (to_x1 - to_x0, to_y1 - to_y0), interpolation=interpolation).astype(np.float32)
-    gain = min(MOST_GAIN, DEVIATION / max(float(small.std()), 1.0))
-    evened = (small - small.mean()) * np.float32(gain) + MEAN
-    found[to_y0:to_y1, to_x0:to_x1] = np.clip(evened, 0, 255)
+    small = cv2.resize(grey, (to_x1 - to_x0, to_y1 - to_y0), interpolation=interpolation)
+    mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(small))
+    gain = min(MOST_GAIN, DEVIATION / max(deviation, 1.0))
+    # one pass that rounds and clips; numpy takes ten times as long
+    found[to_y0:to_y1, to_x0:to_x1] = cv2.addWeighted(small, gain, small, 0, MEAN - gain * mean)
     return found
 
 

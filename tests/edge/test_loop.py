@@ -149,7 +149,9 @@ def test_the_stages_are_timed():
     pipe = pipeline()
     pipe.process(Frame(picture(), 0, 0.0))
     assert set(pipe.stages_ms) == {"detect", "classify", "result", "age"}
-    assert pipe.stages_ms["age"] >= pipe.stages_ms["result"] >= pipe.stages_ms["classify"] > 0
+    assert pipe.stages_ms["result"] >= pipe.stages_ms["classify"] > 0
+    # the time to the result is rounded to hundredths
+    assert pipe.stages_ms["age"] >= pipe.stages_ms["result"] - 0.01
 
 
 def test_a_pulse_is_given_after_each_frame():

@@ -52,7 +52,7 @@ def find_candidates(detector: LearnedDetector, pictures: Iterable[Marked]) -> Ca
     for image, known, ignored in pictures:
         for found in detector(image):
             shared = max((overlap(found.box, box) for box in known), default=0.0)
-            unjudged = any(overlap(found.box, box) >= NO_FACE or _centre_within(found.box, box) for box in ignored)
+            unjudged = any(overlap(found.box, box) >= NO_FACE or centre_within(found.box, box) for box in ignored)
             if shared >= FACE or (shared < NO_FACE and not unjudged):
                 crops.append(surroundings(image, found.box))
                 scores.append(found.score)
@@ -61,6 +61,7 @@ def find_candidates(detector: LearnedDetector, pictures: Iterable[Marked]) -> Ca
     return Candidates(stacked, np.array(scores, dtype=np.float32), np.array(faces, dtype=bool))
 
 
-def _centre_within(box: Box, other: Box) -> bool:
+def centre_within(box: Box, other: Box) -> bool:
+    """Whether the centre of a box (left, top, width, height) lies in another one, its edges included."""
     x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
     return other[0] <= x <= other[0] + other[2] and other[1] <= y <= other[1] + other[3]

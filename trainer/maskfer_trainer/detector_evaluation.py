@@ -158,6 +158,11 @@ def half(name: str) -> Literal["tuning", "testing"]:
     return "testing" if last % 2 else "tuning"
 
 
+def tuning_half(photos: Sequence[Photo]) -> list[Photo]:
+    """Those of some photographs that settings may be chosen on and networks learn from, see `half`."""
+    return [photo for photo in photos if half(photo.path.name) == "tuning"]
+
+
 def read_photos(folder: Path) -> list[Photo]:
     """Read ``boxes.csv`` and the photographs beside it that it names.
 

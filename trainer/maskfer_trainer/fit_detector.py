@@ -19,6 +19,7 @@ from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import decode
+from maskfer_trainer.candidates import centre_within
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
@@ -206,7 +207,6 @@ def _match(boxes: Any, faces: list[Box], ignored: list[Box]) -> tuple[npt.NDArra
         shares = [overlap(tuple(map(int, box)), face) for face in faces]  # type: ignore[arg-type]
         if shares and max(shares) >= LEAST_OVERLAP:
             hit[place] = int(np.argmax(shares))
-        x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
-        over_ignored = any(i[0] <= x <= i[0] + i[2] and i[1] <= y <= i[1] + i[3] for i in ignored)
+        over_ignored = any(centre_within(box, other) for other in ignored)
         free[place] = hit[place] < 0 and not over_ignored
     return hit, free

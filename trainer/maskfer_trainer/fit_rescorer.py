@@ -18,7 +18,7 @@ from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import load_detector_model
 from maskfer_trainer.augment import augment
 from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_candidates
-from maskfer_trainer.detector_evaluation import half, read_photos
+from maskfer_trainer.detector_evaluation import read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
 from maskfer_trainer.fit_detector import scenes_info
@@ -189,7 +189,7 @@ def _marked(scenes: SceneSet) -> Iterator[Marked]:
 
 def _parts(photos: Path, settings: RescorerSettings) -> Iterator[Marked]:
     """Parts of the photographs of the tuning half, at several scales and in other light."""
-    for number, photo in enumerate(photo for photo in read_photos(photos) if half(photo.path.name) == "tuning"):
+    for number, photo in enumerate(tuning_half(read_photos(photos))):
         grey = read_grey(photo.path)
         random = np.random.default_rng((settings.seed, number))
         for _ in range(settings.draws):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from maskfer_edge.detector import Equalisation, HaarDetector
 from maskfer_edge.errors import InputError
-from maskfer_trainer.detector_evaluation import Found, Photo, Progress, figures_of, half, search
+from maskfer_trainer.detector_evaluation import Found, Photo, Progress, figures_of, search, tuning_half
 
 CASCADES = ("frontalface_default", "frontalface_alt2", "frontalface_alt")
 SCALE_FACTORS = (1.05, 1.1, 1.2)
@@ -59,7 +59,7 @@ def tune_haar(
     Raises:
         InputError: If no photograph is in the tuning half.
     """
-    photos = [photo for photo in photos if half(photo.path.name) == "tuning"]
+    photos = tuning_half(photos)
     if not photos:
         raise InputError("there are no photographs in the tuning half")
     settings = [(c, e, s) for c in CASCADES for e in EQUALISATIONS for s in SCALE_FACTORS]

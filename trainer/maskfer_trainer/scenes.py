@@ -29,7 +29,7 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_trainer.detector_evaluation import Photo, half, read_photos
+from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST
 from maskfer_trainer.draw import drawn_number, drawn_share
 from maskfer_trainer.landmarks import LandmarkPredictor
@@ -126,9 +126,7 @@ def build_scenes(
     if out.exists():
         raise OutputError(f"{out} is already there; name another folder")
     faces = read_photos(portraits)
-    backgrounds = (
-        [] if photos is None else [photo for photo in read_photos(photos) if half(photo.path.name) == "tuning"]
-    )
+    backgrounds = [] if photos is None else tuning_half(read_photos(photos))
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import numpy as np
@@ -174,18 +172,3 @@ def test_a_failure_leaves_nothing(portraits, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="broken"):
         build_scenes(portraits, tmp_path / "out", SceneSettings(count=2), workers=1)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_process_that_is_ended_is_said_in_a_line(portraits, tmp_path, monkeypatch):
-    class Killed(ThreadPoolExecutor):
-        def __init__(self, workers, context):
-            super().__init__(workers)
-
-    def die(photo, seed):
-        raise BrokenProcessPool
-
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Killed)
-    monkeypatch.setattr(module, "_cut_out", die)
-    with pytest.raises(InputError, match=r"a process that masks portraits was ended.*fewer --workers"):
-        build_scenes(portraits, tmp_path / "out", SceneSettings(count=2), workers=1)
-    assert not (tmp_path / "out").exists()

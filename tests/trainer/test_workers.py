@@ -16,7 +16,7 @@ import pytest
 
 from maskfer_edge.errors import InputError
 from maskfer_trainer import workers
-from maskfer_trainer.workers import run_here, run_on_cluster
+from maskfer_trainer.workers import run_here, run_in_order, run_on_cluster
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -46,6 +46,8 @@ class Task:
             return lambda: None
         if what == "sleep":
             time.sleep(number)
+        if what == "big":
+            return bytes([number]) * 3_000_000
         return -number
 """
 SCRIPT = """
@@ -164,6 +166,51 @@ def test_closing_early_ends_the_processes_at_once(task):
     results.close()
     assert not multiprocessing.active_children()
     assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_results_keep_the_order_of_their_batches(task, count):
+    given = [[("sleep", 0.2 if number % 3 == 0 else 0.01 * number)] for number in range(10)]
+    assert list(run_in_order(task, given, count)) == [[-seconds] for ((_, seconds),) in given]
+    assert not list(run_in_order(task, [], count))
+    assert not multiprocessing.active_children()
+
+
+def test_two_batches_a_worker_are_read_ahead(task):
+    read = []
+
+    def reading():
+        for number in range(20):
+            read.append(number)
+            yield [("do", number)]
+
+    with closing(run_in_order(task, reading(), 2)) as results:
+        assert not read
+        for number in range(5):
+            assert next(results) == [-number]
+            assert len(read) == 5 + number
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_dies_while_it_sends_a_result_is_replaced(task):
+    with closing(run_in_order(task, [[("big", number)] for number in range(9)], 2)) as results:
+        made = [next(results)]
+        time.sleep(0.3)  # both wait for the first part of three megabytes to be taken
+        for process in multiprocessing.active_children():
+            process.kill()
+        made += results
+    assert [result[0][0] for result in made] == list(range(9))
+
+
+def test_a_batch_that_kills_each_worker_is_one_error_in_order_too(task, monkeypatch):
+    monkeypatch.setattr(workers, "MOST_DEATHS", 2)
+    results = run_in_order(task, [[("do", 1)], [("die", 2)], [("do", 3)]], 2)
+    assert next(results) == [-1]
+    with pytest.raises(InputError, match=r"2 workers died.*--workers 1"):
+        next(results)
+    with pytest.raises(OSError, match="No space left"):
+        list(run_in_order(task, [[("full", 0)]] * 3, 2))
+    assert not multiprocessing.active_children()
 
 
 @contextmanager

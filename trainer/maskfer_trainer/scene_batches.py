@@ -5,17 +5,13 @@ Without Keras: processes that make batches ahead import it.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +20,11 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
-from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
-from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.decoys import draw_decoys
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST, targets
+from maskfer_trainer.workers import run_in_order
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
 MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
@@ -46,11 +41,11 @@ DARKEST = 16.0
 SPOTLIT_SHARE, MOST_GAMMA = 0.5, 1.8
 # Of all others, those with little contrast, and how little.
 FLAT_SHARE, CONTRAST = 0.3, (0.4, 0.8)
-# Batches that are made ahead, for each process that makes them.
-AHEAD = 3
 
 Batch: TypeAlias = tuple[UInt8Array, FloatArray]
 Marks: TypeAlias = list[tuple[list[Box], list[Box]]]
+# Scenes' numbers, their marks, and what determines the changes.
+BatchTask: TypeAlias = tuple[npt.NDArray[np.int64], Marks, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -115,7 +110,8 @@ def batches_of(
         workers: Processes; 0: one less than there are cores to use; 1: none besides this one.
 
     Yields:
-        What gives the batches, each as `make_batch` returns it. It raises InputError if a process is ended.
+        What gives the batches, each as `make_batch` returns it. It raises InputError if processes are ended again and
+        again.
     """
     workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tasks = _tasks(scenes, size, seed, epochs)
@@ -125,19 +121,14 @@ def batches_of(
     # all processes see one copy of the pictures; `run_folder.check_run` removes what a kill leaves of it
     shared = folder / ".scenes.partial.npy"
     np.save(shared, scenes.images)
-    # spawned: a fork of a process in which a backend has threads may hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (shared,))
     try:
-        yield _made_ahead(pool, tasks, workers * AHEAD)
+        with closing(run_in_order(_MakeBatches(shared), ([task] for task in tasks), workers)) as made:
+            yield (batch for (batch,) in made)
     finally:
-        pool.shutdown(cancel_futures=True)
         shared.unlink()
 
 
-def _tasks(
-    scenes: SceneSet, size: int, seed: int, epochs: range
-) -> Iterator[tuple[npt.NDArray[np.int64], Marks, tuple[int, int, int]]]:
+def _tasks(scenes: SceneSet, size: int, seed: int, epochs: range) -> Iterator[BatchTask]:
     for epoch in epochs:
         order = np.random.default_rng((seed, epoch)).permutation(len(scenes))
         for index in range(len(scenes) // size):
@@ -145,36 +136,16 @@ def _tasks(
             yield chosen, [(scenes.faces[number], scenes.ignored[number]) for number in chosen], (seed, epoch, index)
 
 
-def _made_ahead(pool: ProcessPoolExecutor, tasks: Iterator[Any], ahead: int) -> Iterator[Batch]:
-    try:
-        yield from made_ahead(pool, _make_batch, tasks, ahead)
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a process that makes batches was ended, for want of memory perhaps; "
-            "give fewer --workers and go on with --resume"
-        ) from error
+@dataclass(frozen=True)
+class _MakeBatches:
+    """Makes batches out of pictures in a file."""
 
+    images: Path
 
-def _start_worker(images: Path) -> None:
-    global _IMAGES  # noqa: PLW0603 (mapped once a process)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    cv2.setNumThreads(1)
-    _IMAGES = np.load(images, mmap_mode="r")
-
-
-_IMAGES: UInt8Array = np.empty((0, *SIZE_WH[::-1]), np.uint8)
-
-
-def _end_with_parent() -> None:
-    """A pool's process waits for work for ever where its parent was killed."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def _make_batch(chosen: npt.NDArray[np.int64], marks: Marks, key: tuple[int, int, int]) -> Batch:
-    return make_batch(_IMAGES[chosen], marks, key)
+    def __call__(self, tasks: list[BatchTask]) -> list[Batch]:
+        cv2.setNumThreads(1)
+        images = np.load(self.images, mmap_mode="r")
+        return [make_batch(images[chosen], marks, key) for chosen, marks, key in tasks]
 
 
 def make_batch(images: UInt8Array, marks: Marks, key: tuple[int, int, int]) -> Batch:

@@ -14,10 +14,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from maskfer_trainer.landmarks import LandmarkPredictor
 from maskfer_trainer.masks import KINDS
 from maskfer_trainer.rendering import put_on
 from maskfer_trainer.variety import draw_wearing
+from maskfer_trainer.workers import run_in_order
 
 MASKED, BARE = "with_mask", "without_mask"
 # Largest side of pasted faces in pixels of the scene.
@@ -54,6 +53,8 @@ GROW, SWAP_GROW = (1.05, 1.7), (1.1, 1.3)
 VALIDATION_SHARE = 0.05
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
 MOST_SHARED, MOST_HIDDEN_BY_DECOY = 0.15, 0.03
+# Portraits that a process cuts out at a time.
+FACES_A_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,14 @@ def build_scenes(
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
     out.parent.mkdir(parents=True, exist_ok=True)
+    batches = (faces[start : start + FACES_A_BATCH] for start in range(0, len(faces), FACES_A_BATCH))
     with (
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
-        # spawned: a fork of a process in which TensorFlow has threads may hang
-        ProcessPoolExecutor(workers or len(os.sched_getaffinity(0)), get_context("spawn")) as pool,
+        closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
     ):
         made = Path(folder) / out.name
         (made / "scenes").mkdir(parents=True)
-        pairs = pool.map(_cut_out, faces, [settings.seed] * len(faces), chunksize=32)
-        try:
-            cutouts = [cutout for pair in pairs for cutout in pair]
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a process that masks portraits was ended, for want of memory perhaps; give fewer --workers"
-            ) from error
+        cutouts = [cutout for of_some in cut_out for cutout in of_some]
         rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
         composer = _Composer(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number in range(settings.count):
@@ -171,9 +166,19 @@ def _as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
     return text.getvalue()
 
 
+@dataclass(frozen=True)
+class _CutOut:
+    """Cuts faces out of portraits."""
+
+    seed: int
+
+    def __call__(self, photos: list[Photo]) -> list[Cutout]:
+        cv2.setNumThreads(1)
+        return [cutout for photo in photos for cutout in _cut_out(photo, self.seed)]
+
+
 def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
     """A portrait bare and, where its landmarks are plausible, masked."""
-    cv2.setNumThreads(1)
     grey = read_grey(photo.path)
     if not len(photo.boxes_xyxy):
         return []

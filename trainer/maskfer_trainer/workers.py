@@ -2,7 +2,11 @@
 
 A worker dies when the kernel's out-of-memory killer takes it or a native library crashes. What it was
 doing is done again here when all else is done, item by item in a process of its own; an item that ends
-that process too goes to the caller's `died`, which makes a result of it.
+that process too goes to the caller's `died`, which makes a result of it. Where results are needed in
+their order, a new process does again what the dead one had to do.
+
+Not a ProcessPoolExecutor: one death breaks all of it, it does not say which batch was to blame, and a process that dies
+while it sends a result leaves it waiting for the rest for ever.
 """
 
 from __future__ import annotations
@@ -14,10 +18,11 @@ import pickle
 import signal
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager, suppress
-from itertools import islice
+from itertools import cycle, islice
 from multiprocessing import connection, resource_tracker
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -26,6 +31,8 @@ from maskfer_edge.errors import InputError
 
 # So many workers may die one after another, with no result between them, for each that works at a time.
 MOST_DEATHS = 10
+# A worker of those that keep an order makes one while its last one waits to be taken.
+BATCHES_AHEAD = 2
 # Enough for a worker to find its next batch waiting, and little for the scheduler to hold.
 BATCHES_A_THREAD = 4
 CONNECT_SECONDS = 10.0
@@ -68,6 +75,51 @@ def run_here(
         yield from map(task, batches)
     else:
         yield from _see_through(_on_processes(task, iter(batches), workers), MOST_DEATHS * workers, task, died)
+
+
+def run_in_order(task: Task[T, R], batches: Iterable[list[T]], workers: int) -> Generator[list[R], None, None]:
+    """Do `task` with each batch, in processes of this machine; the results keep the order of `batches`.
+
+    Close the generator to stop early (`contextlib.closing`); that ends the processes at once.
+
+    Args:
+        task: As for `run_here`.
+        batches: Read as they are needed; each worker holds two. Small, so that two fit a pipe: 32 kB at most.
+        workers: Processes; 1 for none besides this, where a crash is a crash.
+
+    Yields:
+        The results of each batch.
+
+    Raises:
+        InputError: If workers die and die over the same batch.
+        Exception: What `task` raises, as it is.
+    """
+    if workers <= 1:
+        yield from map(task, batches)
+        return
+    remaining = iter(batches)
+    first = list(islice(remaining, BATCHES_AHEAD * workers))
+    crew: list[_Process[T, R]] = []
+    try:
+        for _ in first[:workers]:  # all start before the first is waited for
+            crew.append(_Process(task))
+        for batch, process in zip(first, cycle(crew)):
+            process.give(batch)
+        for place in cycle(range(len(crew))):
+            if not crew[place].given:
+                return
+            deaths = 0
+            while (results := crew[place].take()[1]) is None:
+                deaths += 1
+                if deaths >= MOST_DEATHS:
+                    raise _no_results(deaths)
+                crew[place] = crew[place].succeeded()
+            for batch in islice(remaining, 1):
+                crew[place].give(batch)
+            yield results
+    finally:
+        for process in crew:
+            process.end()
 
 
 def run_on_cluster(
@@ -120,15 +172,18 @@ def _survivors(outcomes: Generator[Outcome[T, R], None, None], most_deaths: int)
             lost += batch
             deaths += 1
             if deaths >= most_deaths:
-                raise InputError(
-                    f"{deaths} workers died one after another without any result; "
-                    "free some memory, or see the cause with --workers 1"
-                )
+                raise _no_results(deaths)
     return lost
 
 
+def _no_results(deaths: int) -> InputError:
+    return InputError(
+        f"{deaths} workers died one after another without any result; "
+        "free some memory, or see the cause with --workers 1"
+    )
+
+
 def _on_processes(task: Task[T, R], batches: Iterator[list[T]], workers: int) -> Generator[Outcome[T, R], None, None]:
-    # Not a ProcessPoolExecutor: one death breaks all of it, and does not say which batch was to blame.
     crew: list[_Process[T, R]] = []
     busy: dict[Any, _Process[T, R]] = {}
     try:
@@ -157,14 +212,19 @@ def _on_processes(task: Task[T, R], batches: Iterator[list[T]], workers: int) ->
 
 
 class _Process(Generic[T, R]):
-    """A process that does one batch after another, for as long as this one lives."""
+    """A process that does one batch after another, for as long as this one lives.
+
+    Attributes:
+        given: Batches whose results were not taken yet.
+    """
 
     def __init__(self, task: Task[T, R]) -> None:
         # spawn: forking a process that has run TensorFlow or OpenCV threads may hang
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(task, other), daemon=True)
-        self._batch: list[T] = []
+        self._task = task
+        self.given: deque[list[T]] = deque()
         resource_tracker.ensure_running()  # else start() does it, which unblocks SIGINT
         # Ctrl-C is this process' to handle; a blocked signal stays blocked in the new one from its first moment
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -175,19 +235,27 @@ class _Process(Generic[T, R]):
         other.close()  # now the other end closes when the process dies
 
     def give(self, batch: list[T]) -> None:
-        self._batch = batch
+        self.given.append(batch)
         with suppress(OSError):  # it has died; take() will say so
             self.connection.send(batch)
 
     def take(self) -> Outcome[T, R]:
-        """The last batch and its results, None if the process died; raises what the task raised."""
+        """The next batch and its results, None if the process died; raises what the task raised."""
         try:
             results, error = self.connection.recv()
         except (EOFError, OSError):
-            return self._batch, None
+            return self.given[0], None
         if error is not None:
             raise error
-        return self._batch, results
+        return self.given.popleft(), results
+
+    def succeeded(self) -> _Process[T, R]:
+        """A new process that has been given the same batches; ends this one."""
+        self.end()
+        process = _Process(self._task)
+        for batch in self.given:
+            process.give(batch)
+        return process
 
     def end(self) -> None:
         self.connection.close()

@@ -222,7 +222,11 @@ class LearnedDetector(Detector):
         threshold = CANDIDATE if self._rescorer else self.score_threshold
         found, scores = decode(heat, boxes, self.model.info.stride, threshold, least_side)
         detections = _in_picture(found, scores, placed, image.shape[1], image.shape[0])
-        return self._rescorer(image, detections, self.score_threshold) if self._rescorer else detections
+        if self._rescorer is None:
+            return detections
+        placed_w, placed_h = round(image.shape[1] * placed.scale_x), round(image.shape[0] * placed.scale_y)
+        smaller = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
+        return self._rescorer(image, smaller, detections, self.score_threshold)
 
     def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
         """Details of the input, the heat and the boxes."""

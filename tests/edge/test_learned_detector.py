@@ -492,8 +492,8 @@ def twice(monkeypatch):
         def __init__(self, flatbuffer, runtime, threads, name):
             asked.append((flatbuffer, threads, name))
 
-        def __call__(self, image, candidates, least_score):
-            asked.append((image.shape, [round(found.score, 3) for found in candidates], least_score))
+        def __call__(self, image, smaller, candidates, least_score):
+            asked.append((image.shape, smaller.shape, [round(found.score, 3) for found in candidates], least_score))
             return []
 
     def make(score):
@@ -509,10 +509,17 @@ def twice(monkeypatch):
 def test_a_second_look_is_taken_at_what_is_below_the_threshold(twice):
     detect, asked = twice(0.2)
     assert detect(np.zeros((16, 32), np.uint8)) == []
-    assert asked == [(b"second", 1, "my.tflite"), ((16, 32), [0.2], 0.5)]
+    assert asked == [(b"second", 1, "my.tflite"), ((16, 32), (16, 32), [0.2], 0.5)]
 
 
 def test_no_second_look_is_taken_at_what_is_unlikely(twice):
     detect, asked = twice(CANDIDATE - 0.01)
     detect(np.zeros((16, 32), np.uint8))
-    assert asked[1] == ((16, 32), [], 0.5)
+    assert asked[1] == ((16, 32), (16, 32), [], 0.5)
+
+
+@pytest.mark.parametrize(("shape", "smaller"), [((64, 64, 3), (16, 16)), ((10, 40), (8, 32)), ((8, 10), (16, 20))])
+def test_a_second_look_gets_what_the_network_saw_of_the_picture(twice, shape, smaller):
+    detect, asked = twice(0.2)
+    detect(np.zeros(shape, np.uint8))
+    assert asked[1][:2] == (shape, smaller)

@@ -146,22 +146,48 @@ def test_a_second_look_changes_scores_and_order(bright):
     picture = np.full((100, 300), 20, np.uint8)
     picture[:, 150:] = 230
     dark, light = Detection((40, 30, 30, 30), 0.6), Detection((220, 30, 30, 30), 0.3)
-    found = bright[0](picture, [dark, light], 0.0)
+    found = bright[0](picture, picture, [dark, light], 0.0)
     assert [face.box for face in found] == [light.box, dark.box]
     assert found[0].score == pytest.approx(combined(0.3, 230 / 255))
-    assert bright[0](picture, [dark, light], 0.5) == found[:1]
+    assert bright[0](picture, picture, [dark, light], 0.5) == found[:1]
 
 
 def test_a_face_is_given_once(bright):
     twice = [Detection((100, 30, 40, 40), 0.7), Detection((118, 30, 40, 40), 0.6)]
     picture = np.full((100, 300), 230, np.uint8)
-    assert [face.box for face in bright[0](picture, twice, 0.1)] == [(100, 30, 40, 40)]
+    assert [face.box for face in bright[0](picture, picture, twice, 0.1)] == [(100, 30, 40, 40)]
 
 
 def test_a_crowd_costs_no_more_than_its_surest(bright):
     many = [Detection((20 * number, 10, 10, 10), 0.9 - number / 100) for number in range(MOST_LOOKS + 5)]
-    found = bright[0](np.full((40, 600), 230, np.uint8), many, 0.1)
+    picture = np.full((40, 600), 230, np.uint8)
+    found = bright[0](picture, picture, many, 0.1)
     assert (len(found), bright[1].asked) == (MOST_LOOKS, MOST_LOOKS)
+
+
+@pytest.mark.parametrize(("side", "seen"), [(62, (300, 400)), (66, (150, 200))])
+def test_what_is_large_is_looked_at_in_the_smaller_picture(bright, monkeypatch, side, seen):
+    looked = []
+    monkeypatch.setattr(
+        rescorer, "surroundings", lambda image, box: looked.append((image, box)) or np.zeros((SIDE, SIDE), np.uint8)
+    )
+    picture = cv2.GaussianBlur(RNG.normal(110, 600, (300, 400, 3)), (0, 0), 6).clip(0, 255).astype(np.uint8)
+    smaller = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (200, 150), interpolation=cv2.INTER_AREA)
+    box = (100, 80, side, side)
+    bright[0](picture, smaller, [Detection(box, 0.9)], 0.0)
+    ((image, there),) = looked
+    assert image.shape[:2] == seen
+    assert alike(surroundings(image, there), surroundings(picture, box))
+
+
+def test_a_picture_that_was_enlarged_for_the_network_is_looked_at_itself(bright, monkeypatch):
+    looked = []
+    monkeypatch.setattr(
+        rescorer, "surroundings", lambda image, box: looked.append(image.shape) or np.zeros((SIDE, SIDE), np.uint8)
+    )
+    small, larger = np.zeros((90, 120), np.uint8), np.zeros((180, 240), np.uint8)
+    bright[0](small, larger, [Detection((20, 20, 60, 60), 0.9)], 0.0)
+    assert looked == [(90, 120)]
 
 
 def test_integers_are_put_in_as_the_file_asks(monkeypatch):

@@ -127,10 +127,10 @@ class Rescorer:
         scale = smaller.shape[1] / image.shape[1]
         looked = []
         for found in candidates[:MOST_LOOKS]:
-            left, top, width, height = found.box
             seen, box = image, found.box
-            if scale < 1 and scale * CONTEXT * math.sqrt(width * height) >= SIDE:
-                seen, box = smaller, (round(left * scale), round(top * scale), round(width * scale), round(height * scale))
+            if scale < 1 and scale * CONTEXT * math.sqrt(box[2] * box[3]) >= SIDE:
+                left, top, width, height = (round(side * scale) for side in box)
+                seen, box = smaller, (left, top, width, height)
             looked.append(Detection(found.box, combined(found.score, self.likely(surroundings(seen, box)))))
         kept: list[Detection] = []
         for found in sorted(looked, key=lambda found: -found.score):

@@ -177,7 +177,9 @@ def test_what_is_large_is_looked_at_in_the_smaller_picture(bright, monkeypatch, 
     bright[0](picture, smaller, [Detection(box, 0.9)], 0.0)
     ((image, there),) = looked
     assert image.shape[:2] == seen
-    assert alike(surroundings(image, there), surroundings(picture, box))
+    expected = surroundings(picture, box)
+    # half a pixel aside, as the smaller picture has whole ones
+    assert np.corrcoef(surroundings(image, there).ravel(), expected.ravel())[0, 1] > 0.98
 
 
 def test_a_picture_that_was_enlarged_for_the_network_is_looked_at_itself(bright, monkeypatch):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from dataclasses import replace
 
@@ -102,6 +103,13 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     epochs = [line.partition(":")[0] for line in told if line.startswith("epoch")]
     assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 2/3", "epoch 3/3"]
     assert (tmp_path / "run/model.keras").exists()
+
+
+def test_a_damaged_run_is_named(tmp_path, scenes, run):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run/checkpoints/last.keras").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="run cannot be gone on with, it is damaged"):
+        fit_detector(scenes, tmp_path / "run", SHORT, resume=True)
 
 
 def test_an_existing_run_is_kept(run, scenes):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from importlib.resources import files
 from pathlib import Path
@@ -147,6 +148,21 @@ def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatc
     ended, whole = (keras.models.load_model(folder / "model.keras") for folder in (out, run[0]))
     for one, other in zip(ended.get_weights(), whole.get_weights(), strict=True):
         assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_finished_run_that_is_gone_on_with_looks_for_no_candidates(run, data, tmp_path, monkeypatch):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run/model.keras").unlink()
+    monkeypatch.delattr(module, "find_candidates")
+    fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", SHORT, resume=True)
+    assert (tmp_path / "run/model.keras").exists()
+
+
+def test_a_damaged_run_is_named(run, data, tmp_path):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run/checkpoints/last.keras").write_bytes(b"damaged")
+    with pytest.raises(InputError, match="run cannot be gone on with, it is damaged"):
+        fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", SHORT, resume=True)
 
 
 def test_a_run_that_is_there_is_not_overwritten(run, data):

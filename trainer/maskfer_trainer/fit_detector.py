@@ -23,7 +23,16 @@ from maskfer_trainer.candidates import centre_within
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run, weights_of
+from maskfer_trainer.run_folder import (
+    History,
+    RunFolder,
+    best_of,
+    check_run,
+    history_of,
+    make_run,
+    read_from,
+    weights_of,
+)
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
 
 WARM_UP = 0.05  # share of all steps
@@ -103,14 +112,11 @@ def fit_detector(
     if not steps or not len(validation):
         raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
     history = History()
-    if (run / "checkpoints" / "last.keras").exists():
-        model = keras.models.load_model(
-            run / "checkpoints" / "last.keras", custom_objects={"DetectorLoss": DetectorLoss}
-        )
-        try:
+    last = run / "checkpoints" / "last.keras"
+    if last.exists():
+        with read_from(run):
+            model = keras.models.load_model(last, custom_objects={"DetectorLoss": DetectorLoss})
             history = history_of(model, run, steps)
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{run} cannot be gone on with, it is damaged: {error}; start a new run") from error
     else:
         detector = build_detector()
         if initial is not None:

@@ -23,7 +23,7 @@ from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
 from maskfer_trainer.fit_detector import scenes_info
 from maskfer_trainer.keras_file import embed_metadata
-from maskfer_trainer.run_folder import History, RunFolder, check_run, history_of, make_run, seed_dropout
+from maskfer_trainer.run_folder import History, RunFolder, check_run, history_of, make_run, read_from, seed_dropout
 from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
 from maskfer_trainer.scenes import photo_part
 
@@ -100,25 +100,13 @@ def fit_rescorer(
         "detector_sha256": hashlib.sha256(read_bytes(detector)).hexdigest(),
     }
     check_run(run, config, resume)
-    model = replace(load_detector_model(detector), rescorer=b"")
-    finder = LearnedDetector(model, score_threshold=LEAST_SCORE)
     keras.utils.set_random_seed(settings.seed)
-    of_training, of_validation = read_scenes(scenes, set(said.get("validation", ())))
-    validation = find_candidates(finder, _marked(of_validation))
-    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photos, settings))]
-    training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    for candidates, what in ((training, "to train on"), (validation, "to validate")):
-        say(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
-        if not 0 < candidates.faces.sum() < len(candidates.faces):
-            raise InputError(f"{detector} finds no faces, or nothing but faces, {what} in {scenes}; make more scenes")
     history = History()
     last = run / "checkpoints" / "last.keras"
     if last.exists():
-        network = keras.models.load_model(last)
-        try:
+        with read_from(run):
+            network = keras.models.load_model(last)
             history = history_of(network, run, settings.steps)
-        except (OSError, TypeError, ValueError) as error:
-            raise InputError(f"{run} cannot be gone on with, it is damaged: {error}; start a new run") from error
     else:
         network = build_rescorer()
         steps = settings.epochs * settings.steps
@@ -127,12 +115,13 @@ def fit_rescorer(
         )
         optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
         network.compile(optimizer, keras.losses.BinaryCrossentropy(label_smoothing=0.02), metrics=["accuracy"])
-    if not resume:
-        make_run(run, config)
-    dropout = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
-    )
     if len(history) < settings.epochs:
+        training, validation = _candidates(detector, scenes, set(said.get("validation", ())), photos, settings, say)
+        if not resume:
+            make_run(run, config)
+        dropout = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
+        )
         network.fit(
             _Batches(training, settings, len(history)),
             validation_data=(_pixels(validation.crops), validation.faces.astype(np.float32)[:, None]),
@@ -149,6 +138,27 @@ def fit_rescorer(
     keras.models.load_model(last, compile=False).save(plain)  # without the optimizer's variables
     embed_metadata(plain, run / "model.keras", metadata)
     return run / "model.keras"
+
+
+def _candidates(
+    detector: Path,
+    scenes: Path,
+    held_out: set[str],
+    photos: Path,
+    settings: RescorerSettings,
+    say: Callable[[str], None],
+) -> tuple[Candidates, Candidates]:
+    """Those to train on, and those to validate."""
+    finder = LearnedDetector(replace(load_detector_model(detector), rescorer=b""), score_threshold=LEAST_SCORE)
+    of_training, of_validation = read_scenes(scenes, held_out)
+    validation = find_candidates(finder, _marked(of_validation))
+    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photos, settings))]
+    training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    for candidates, what in ((training, "to train on"), (validation, "to validate")):
+        say(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
+        if not 0 < candidates.faces.sum() < len(candidates.faces):
+            raise InputError(f"{detector} finds no faces, or nothing but faces, {what} in {scenes}; make more scenes")
+    return training, validation
 
 
 class _Batches(keras.utils.PyDataset):  # type: ignore[misc]

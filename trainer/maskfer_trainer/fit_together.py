@@ -29,7 +29,7 @@ from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.fitting import read_parts, write_calibrated
 from maskfer_trainer.keras_file import says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, write_history
+from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, read_from, write_history
 from maskfer_trainer.settings import FitSettings
 from maskfer_trainer.together import LARGE, Faces, Together, in_half_precision
 
@@ -173,11 +173,7 @@ def _write(together: Together, histories: list[History], folders: list[Path], st
 
 
 def _resumed(together: Together, out: Path, state: Path) -> list[History]:
-    try:
-        with np.load(state) as kept:
-            histories: list[History] = json.loads(str(kept["histories"]))
-            together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
-    except Exception as error:  # numpy raises many kinds for files that it cannot read
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{out} cannot be gone on with, it is damaged: {reason}; start a new run") from error
+    with read_from(out), np.load(state) as kept:
+        histories: list[History] = json.loads(str(kept["histories"]))
+        together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
     return histories

@@ -25,7 +25,16 @@ from maskfer_trainer.calibration import best_temperature, calibration_error, fol
 from maskfer_trainer.devices import spread
 from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import History, RunFolder, best_of, check_run, history_of, make_run, seed_dropout
+from maskfer_trainer.run_folder import (
+    History,
+    RunFolder,
+    best_of,
+    check_run,
+    history_of,
+    make_run,
+    read_from,
+    seed_dropout,
+)
 from maskfer_trainer.settings import FitSettings, left_out
 from maskfer_trainer.teachers import ask
 
@@ -281,9 +290,8 @@ def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> l
 
 def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, History]:
     """The model with its optimizer, and the history, as `RunFolder` kept them."""
-    last = run / "checkpoints" / "last.keras"
-    try:
-        model = keras.models.load_model(last)
+    with read_from(run):
+        model = keras.models.load_model(run / "checkpoints" / "last.keras")
         kept = model.optimizer.variables
         # Keras does not keep which variables are excluded from weight decay
         _compile(model, settings, steps)
@@ -291,9 +299,6 @@ def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Mod
         for variable, value in zip(model.optimizer.variables, kept, strict=True):
             variable.assign(value)
         history = history_of(model, run, steps)
-    except Exception as error:  # Keras raises many kinds for files that it cannot read
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{run} cannot be gone on with, it is damaged: {reason}; start a new run") from error
     return model, history
 
 

@@ -15,6 +15,8 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,16 @@ def save_network(model: keras.Model, path: Path) -> None:
 def best_of(history: History) -> dict[str, float]:
     """The row of the first epoch with the best accuracy on the validation part."""
     return max(history, key=lambda row: row["val_accuracy"])
+
+
+@contextmanager
+def read_from(run: Path) -> Iterator[None]:
+    """Raise InputError, which names the run, where reading what it keeps fails."""
+    try:
+        yield
+    except Exception as error:  # Keras and numpy raise many kinds for files that they cannot read
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{run} cannot be gone on with, it is damaged: {reason}; start a new run") from error
 
 
 def history_of(model: keras.Model, run: Path, steps: int) -> History:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from maskfer_edge.board import cpu_name, governor, hottest_celsius, memory_mb
 from maskfer_edge.errors import DependencyError, ModelError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.model_file import FLATBUFFER_MARK, strip
+from maskfer_edge.model_file import FLATBUFFER_MARK, strip, unpack_detector
 from maskfer_edge.runtime import RUNTIMES, open_interpreter
 
 # Models take turns of so many runs: short against what changes in the machine, long against what a switch costs.
@@ -113,11 +114,18 @@ def benchmark(
 
 
 def read_models(paths: Sequence[Path]) -> dict[str, bytes]:
-    """Path to content of `.tflite` files. Raises ModelError if one is none, InputError if it cannot be read."""
-    models = {str(path): read_bytes(path) for path in paths}
-    for name, content in models.items():
+    """Path to content of `.tflite` files, and ``PATH: rescorer`` to a detector's second network.
+
+    Raises ModelError if one is none, InputError if it cannot be read.
+    """
+    models = {}
+    for path in paths:
+        models[str(path)] = content = read_bytes(path)
         if content[4:8] != FLATBUFFER_MARK:
-            raise ModelError(f"{name} is not a TFLite model")
+            raise ModelError(f"{path} is not a TFLite model")
+        with suppress(ModelError):
+            if rescorer := unpack_detector(content, str(path)).rescorer:
+                models[f"{path}: rescorer"] = rescorer
     return models
 
 

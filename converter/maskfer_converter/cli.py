@@ -20,7 +20,7 @@ from maskfer_edge.quiet import quiet_native_libraries
 if TYPE_CHECKING:
     from maskfer_converter.benchmark import Benchmark
     from maskfer_converter.checks import Check
-    from maskfer_converter.graph import Tensor
+    from maskfer_converter.graph import Graph, Tensor
     from maskfer_converter.quantize import QuantizeReport
     from maskfer_converter.quantize_detector import DetectorReport
 
@@ -214,9 +214,18 @@ def inspect_command(model: Annotated[Path, typer.Argument(help="Any .tflite file
         print_result("")
         for key, value in found.metadata.items():
             print_result(f"{key:18} {_words(value)}")
-    tensors = found.graph.tensors
+    _print_graph(found.graph)
+    if found.rescorer:
+        print_result(
+            f"\nrescorer: {found.rescorer.multiply_accumulates / 1e6:.1f} M multiply-accumulates a second look"
+        )
+        _print_graph(found.rescorer)
+
+
+def _print_graph(graph: Graph) -> None:
+    tensors = graph.tensors
     print_result(f"\n{'operator':22}{'version':>8}{'M MACs':>9}  output")
-    for op in found.graph.operators:
+    for op in graph.operators:
         out = tensors[op.outputs[0]]
         print_result(f"{op.name:22}{op.version:8}{op.multiply_accumulates / 1e6:9.2f}  {_shape(out)} {out.dtype}")
     print_result(f"\n{'tensor':40}{'type':>9}{'shape':>16}{'bytes':>9}  scale, zero point")
@@ -262,7 +271,10 @@ def benchmark_command(
     warm_up: Annotated[int, typer.Option(min=0, help="Runs of each before those.")] = 30,
     json_: Json = False,
 ) -> None:
-    """Time MODELs side by side, in turns: median and 95th percentile, memory, and on what machine."""
+    """Time MODELs side by side, in turns: median and 95th percentile, memory, and on what machine.
+
+    A detector's second network is timed on its own.
+    """
     from maskfer_converter.benchmark import benchmark, read_models
     from maskfer_edge.runtime import RUNTIMES
 

@@ -25,6 +25,8 @@ class Inspection:
         graph: Operators and tensors.
         multiply_accumulates: Of one pass.
         weight_bytes: Of all constants.
+        rescorer: Operators and tensors of a detector's second network, see `maskfer_edge.rescorer`; None if there is
+            none.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Inspection:
     graph: Graph
     multiply_accumulates: int
     weight_bytes: int
+    rescorer: Graph | None
 
 
 def inspect(path: Path) -> Inspection:
@@ -45,12 +48,14 @@ def inspect(path: Path) -> Inspection:
     """
     content = read_bytes(path)
     graph = read_graph(strip(content), str(path))
-    metadata, why = None, ""
+    metadata, why, rescorer = None, "", None
     try:
         metadata = asdict(unpack(content, str(path)).info)
     except ModelError as error:
         why = str(error)
         with suppress(ModelError):
-            metadata, why = asdict(unpack_detector(content, str(path)).info), ""
+            detector = unpack_detector(content, str(path))
+            metadata, why = asdict(detector.info), ""
+            rescorer = read_graph(detector.rescorer, f"{path}'s rescorer") if detector.rescorer else None
     weights = sum(tensor.bytes for tensor in graph.tensors)
-    return Inspection(str(path), len(content), metadata, why, graph, graph.multiply_accumulates, weights)
+    return Inspection(str(path), len(content), metadata, why, graph, graph.multiply_accumulates, weights, rescorer)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from importlib.resources import as_file, files
+
 import pytest
 
 from maskfer_converter.inspection import inspect
 from maskfer_edge.contract import LABELS
 from maskfer_edge.errors import InputError, ModelError
+from maskfer_edge.learned_detector import DEFAULT_DETECTOR
 from maskfer_edge.model_file import load_model
 
 
@@ -22,6 +25,14 @@ def test_a_model_of_others_is_shown_without_metadata(tmp_path, tflite_model):
     assert found.metadata is None
     assert "lacks maskfer's metadata" in found.why
     assert found.graph == inspect(tflite_model).graph
+
+
+def test_a_detector_s_second_network_is_shown_too(tflite_model):
+    with as_file(files("maskfer_edge") / "data" / DEFAULT_DETECTOR) as bundled:
+        found = inspect(bundled)
+    assert found.rescorer.operators[-1].name == "QUANTIZE"
+    assert 0 < found.rescorer.multiply_accumulates < found.multiply_accumulates / 10
+    assert inspect(tflite_model).rescorer is None
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -32,7 +32,7 @@ class BackgroundDetector:
         """Start the thread; `detector` is used by it alone from now on."""
         self._detector = detector
         self._changed = threading.Condition()
-        self._wanted: tuple[int, UInt8Array, list[Box]] | None = None
+        self._wanted: tuple[int, UInt8Array, UInt8Array, list[Box]] | None = None
         self._found: Found | None = None
         self._busy = self._closed = False
         self._error: Exception | None = None
@@ -45,10 +45,10 @@ class BackgroundDetector:
         with self._changed:
             return not self._busy
 
-    def look(self, frame: int, image: UInt8Array, near: list[Box]) -> None:
-        """Begin to look at a picture, of which nothing may change meanwhile. Only while idle."""
+    def look(self, frame: int, image: UInt8Array, smaller: UInt8Array, near: list[Box]) -> None:
+        """Begin to look at a picture, of which nothing may change meanwhile (see `Detector.find`). Only while idle."""
         with self._changed:
-            self._busy, self._wanted = True, (frame, image, near)
+            self._busy, self._wanted = True, (frame, image, smaller, near)
             self._changed.notify()
 
     def take(self) -> Found | None:
@@ -72,11 +72,11 @@ class BackgroundDetector:
                 self._changed.wait_for(lambda: self._wanted is not None or self._closed)
                 if self._closed or self._wanted is None:
                     return
-                frame, image, near = self._wanted
+                frame, *pictures_and_near = self._wanted
                 self._wanted = None
             started = time.perf_counter()
             try:
-                detections = self._detector(image, near)
+                detections = self._detector.find(*pictures_and_near)
             except Exception as error:  # noqa: BLE001 (raised again in the loop)
                 self._error = error
                 return

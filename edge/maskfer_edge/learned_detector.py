@@ -209,9 +209,13 @@ class LearnedDetector(Detector):
         Raises:
             InputError: If the picture is empty or of another type.
         """
+        return self.find(image, image)
+
+    def find(self, image: UInt8Array, smaller: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+        """As a call; the first network sees the smaller picture, a second look is taken at the larger one."""
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
             raise InputError(f"expected a uint8 picture, grey or B,G,R; received {image.dtype} of {image.shape}")
-        placed = letterbox(image, self._grey)
+        placed = letterbox(smaller, self._grey)
         if not self._plain:
             # any mode but the default writes without a copy between
             np.take(self._codes, self._grey, out=self._tensor[0, ..., 0], mode="clip")
@@ -221,12 +225,14 @@ class LearnedDetector(Detector):
         least_side = LEAST_SHARE * self._grey.shape[0]
         threshold = CANDIDATE if self._rescorer else self.score_threshold
         found, scores = decode(heat, boxes, self.model.info.stride, threshold, least_side)
-        detections = _in_picture(found, scores, placed, image.shape[1], image.shape[0])
+        (height, width), (smaller_h, smaller_w) = image.shape[:2], smaller.shape[:2]
+        placed_w, placed_h = round(smaller_w * placed.scale_x), round(smaller_h * placed.scale_y)
+        in_image = placed._replace(scale_x=placed_w / width, scale_y=placed_h / height)
+        detections = _in_picture(found, scores, in_image, width, height)
         if self._rescorer is None:
             return detections
-        placed_w, placed_h = round(image.shape[1] * placed.scale_x), round(image.shape[0] * placed.scale_y)
-        smaller = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
-        return self._rescorer(image, smaller, detections, self.score_threshold)
+        seen = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
+        return self._rescorer(image, seen, detections, self.score_threshold)
 
     def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
         """Details of the input, the heat and the boxes."""

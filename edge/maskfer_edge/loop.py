@@ -12,7 +12,7 @@ from maskfer_edge.capture import Capture
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, Detector, scaled
+from maskfer_edge.detector import Box, Detector
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import HealthMeter
@@ -77,11 +77,10 @@ class Pipeline:
     def faces(self, image: UInt8Array, frame: int, grey: UInt8Array | None = None) -> tuple[FaceResult, ...]:
         """Find and classify the faces of a (height, width, 3) uint8 B,G,R picture.
 
-        `grey`, (h, w) uint8, is the same picture in another size; if given, faces are looked for there.
+        `grey`, (h, w) uint8, is the same picture in another size; if given, the detector searches that one.
         """
         self.stages_ms = {}
-        searched = image if grey is None else grey
-        self._detect(searched, frame, image.shape[1] / searched.shape[1])
+        self._detect(image, image if grey is None else grey, frame)
         begun = time.perf_counter()
         for track in self.tracker.shown():
             box = track.box_at(frame)
@@ -103,34 +102,31 @@ class Pipeline:
         if self._background is not None:
             self._background.close()
 
-    def _detect(self, searched: UInt8Array, frame: int, scale: float) -> None:
+    def _detect(self, image: UInt8Array, smaller: UInt8Array, frame: int) -> None:
         """Tell the tracker what the detector found, if it is its turn, or has found something in an earlier frame."""
         self._until_detection -= 1
         due = self._until_detection < 0
         if self._background is None:
             if due:
                 started = time.perf_counter()
-                self._take(frame, self.detector(searched, self._near(frame, scale)), scale)
+                self.tracker.detected(frame, self.detector.find(image, smaller, self._near(frame)))
                 self.stages_ms["detect"] = _ms_since(started)
             return
         found = self._background.take()
         if found is not None:
-            self._take(found.frame, found.detections, scale)
+            self.tracker.detected(found.frame, found.detections)
             self.stages_ms["detect"] = found.took_ms
         if due and self._background.idle:
-            self._background.look(frame, searched, self._near(frame, scale))
+            self._background.look(frame, image, smaller, self._near(frame))
 
-    def _near(self, frame: int, scale: float) -> list[Box]:
+    def _near(self, frame: int) -> list[Box]:
         """Where the detector, whose turn it is, should look; empty: everywhere."""
         self._until_detection = self.detect_every * self.slowdown - 1
         if self.detect_every == 1:
             return []
-        expected = [scaled(box, 1 / scale) for box in self.tracker.expected(frame)]
+        expected = self.tracker.expected(frame)
         self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
         return [] if self._until_full == FULL_EVERY - 1 else expected
-
-    def _take(self, frame: int, detections: list[Detection], scale: float) -> None:
-        self.tracker.detected(frame, [Detection(scaled(d.box, scale), d.score) for d in detections])
 
     def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""

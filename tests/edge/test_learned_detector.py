@@ -523,3 +523,16 @@ def test_a_second_look_gets_what_the_network_saw_of_the_picture(twice, shape, sm
     detect, asked = twice(0.2)
     detect(np.zeros(shape, np.uint8))
     assert asked[1][:2] == (shape, smaller)
+
+
+def test_a_smaller_copy_is_searched_and_a_second_look_taken_at_the_picture_itself(twice):
+    detect, asked = twice(0.2)
+    detect.find(np.zeros((64, 128, 3), np.uint8), np.zeros((32, 64), np.uint8))
+    assert asked[1][:2] == ((64, 128, 3), (16, 32))
+
+
+def test_faces_of_a_smaller_copy_have_boxes_in_the_picture(detector):
+    picture = with_face(10, 7)
+    smaller = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    ((whole,), (half,)) = detector(picture), detector.find(picture, smaller)
+    assert half.box == pytest.approx(whole.box, abs=2)

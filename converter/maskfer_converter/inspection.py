@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from maskfer_converter.graph import Graph, read_graph
 from maskfer_edge.errors import ModelError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.model_file import strip, unpack, unpack_detector
+from maskfer_edge.model_file import DetectorModel, strip
+from maskfer_edge.model_store import read_model
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,11 @@ def inspect(path: Path) -> Inspection:
     graph = read_graph(strip(content), str(path))
     metadata, why, rescorer = None, "", None
     try:
-        metadata = asdict(unpack(content, str(path)).info)
+        model = read_model(content, str(path))
+        metadata = asdict(model.info)
+        if isinstance(model, DetectorModel) and model.rescorer:
+            rescorer = read_graph(model.rescorer, f"{path}'s rescorer")
     except ModelError as error:
         why = str(error)
-        with suppress(ModelError):
-            detector = unpack_detector(content, str(path))
-            metadata, why = asdict(detector.info), ""
-            rescorer = read_graph(detector.rescorer, f"{path}'s rescorer") if detector.rescorer else None
     weights = sum(tensor.bytes for tensor in graph.tensors)
     return Inspection(str(path), len(content), metadata, why, graph, graph.multiply_accumulates, weights, rescorer)

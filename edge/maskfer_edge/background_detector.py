@@ -72,11 +72,11 @@ class BackgroundDetector:
                 self._changed.wait_for(lambda: self._wanted is not None or self._closed)
                 if self._closed or self._wanted is None:
                     return
-                frame, *pictures_and_near = self._wanted
+                frame, image, smaller, near = self._wanted
                 self._wanted = None
             started = time.perf_counter()
             try:
-                detections = self._detector.find(*pictures_and_near)
+                detections = self._detector.find(image, smaller, near)
             except Exception as error:  # noqa: BLE001 (raised again in the loop)
                 self._error = error
                 return

@@ -6,11 +6,14 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import IO, Any
 
 from maskfer_edge.board import cpu_name, governor, hottest_celsius
 from maskfer_edge.cameras import Frame
@@ -19,7 +22,7 @@ from maskfer_edge.contract import preprocess
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import HaarDetector
 from maskfer_edge.drawing import annotate
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import InputError, MaskferError
 from maskfer_edge.health import HealthMeter, Latency
 from maskfer_edge.model_file import load_model
 from maskfer_edge.results import FrameResult, face_result
@@ -33,6 +36,11 @@ MOST_FRAMES = 300
 # The two loops take turns, so that whatever else the machine does meets both.
 ROUNDS = 2
 REALTIME_FRAMES = 100
+# Nothing is shown, written or sent.
+NO_OUTPUTS: dict[str, Any] = {
+    **dict.fromkeys(("jsonl", "csv", "record", "browser", "mqtt", "metrics"), ""),
+    "headless": True,
+}
 # The cascade's arguments in the paper's listing.
 NAIVE_SCALE, NAIVE_NEIGHBORS = 1.3, 5
 NAIVE_CASCADE = "frontalface_default"
@@ -84,6 +92,7 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
         InputError: If the source is not a file, or shows no frame.
         MaskferError: If anything cannot be opened.
     """
+    settings = replace(settings, **NO_OUTPUTS)
     with open_camera(settings.source) as camera:
         if camera.live:
             raise InputError(
@@ -148,9 +157,10 @@ def naive_loop(frames: Sequence[Frame], classifier: Classifier) -> None:
 def start_to_first_result(settings: RunSettings) -> tuple[float, float]:
     """Seconds from the start of a new process to its first result, and its largest resident memory in 10^6 bytes."""
     started, peak = time.perf_counter(), 0
-    with _run(replace(settings, jsonl="-", max_frames=REALTIME_FRAMES)) as process:
+    with _running(replace(settings, jsonl="-", max_frames=REALTIME_FRAMES)) as (process, said):
         assert process.stdout is not None
-        process.stdout.readline()
+        if not process.stdout.readline():
+            raise _failed(said)
         seconds = time.perf_counter() - started
         # its own high-water mark: the one that wait4 gives counts this process's memory before the exec, too
         for _ in process.stdout:
@@ -170,21 +180,32 @@ def realtime_share(settings: RunSettings) -> float:
     """Share of one core that a process takes which plays a video in its own time, from its start on."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    with _run(replace(settings, realtime=True, loop=True, max_frames=REALTIME_FRAMES)) as process:
-        process.wait()
+    with _running(replace(settings, realtime=True, loop=True, max_frames=REALTIME_FRAMES)) as (process, said):
+        if process.wait():
+            raise _failed(said)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return round(used / seconds, 3)
 
 
-def _run(settings: RunSettings) -> subprocess.Popen[bytes]:
-    """A process of its own that runs with these settings, without window."""
+@contextmanager
+def _running(settings: RunSettings) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A process of its own that runs with these settings, and what it says besides its results."""
     program = "import sys; from maskfer_edge.cli import main; sys.argv[0] = 'maskfer-edge'; main()"
-    config = as_toml(replace(settings, headless=True))
     read, write = os.pipe()
-    os.write(write, config.encode())
+    os.write(write, as_toml(settings).encode())
     os.close(write)
     command = [sys.executable, "-c", program, "run", "--config", f"/dev/fd/{read}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[read])
-    os.close(read)
-    return process
+    with tempfile.TemporaryFile() as said:
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, pass_fds=[read])
+        finally:
+            os.close(read)
+        with process:
+            yield process, said
+
+
+def _failed(said: IO[bytes]) -> MaskferError:
+    said.seek(0)
+    lines = said.read().decode(errors="replace").splitlines() or ["it said nothing"]
+    return MaskferError(f"the process that was to be measured failed: {lines[-1]}")

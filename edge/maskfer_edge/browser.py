@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,9 +25,6 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.health import Health
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FrameResult
-
-if TYPE_CHECKING:
-    pass
 
 MOST_VIEWERS = 8
 WIDEST_PX, JPEG_QUALITY = 960, 80

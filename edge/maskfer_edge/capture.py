@@ -23,6 +23,7 @@ from maskfer_edge.errors import CameraError, MaskferError
 AHEAD = 2
 # A camera that gives no frame, or the same picture again and again, for so long is lost.
 STALL_S = 2.0
+FRAMES_MISSED = 3
 # Opening a camera, and its first frame, may take so long.
 OPENING_S = 10.0
 # Pauses between attempts to open a lost camera: the first, doubled each time, up to the longest.
@@ -60,13 +61,14 @@ class Capture:
             camera: Open already.
             reopen: Opens it again after a loss; None: a loss is an error.
             retries: Attempts in a row before that is an error after all; None: for ever.
-            stall_s: After how long without a new picture the camera counts as lost.
+            stall_s: After how long without a new picture the camera counts as lost; a slow one gets three frames' time.
             first_pause_s: Before the first attempt to open it again.
             tell: Takes a line for people when the camera is lost and when it is back.
         """
         self.camera, self.dropped, self.losses, self.lost = camera, 0, 0, ""
         self._reopen, self._retries = reopen, retries
-        self._stall_s, self._first_pause_s, self._tell = stall_s, first_pause_s, tell
+        self._stall_s = max(stall_s, FRAMES_MISSED / camera.fps)
+        self._first_pause_s, self._tell = first_pause_s, tell
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -90,6 +92,11 @@ class Capture:
         self.stop()
         # a read that hangs in the driver must not keep the program from ending
         self._reader.join(timeout=1.5)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stop.is_set()
 
     def stop(self) -> None:
         """End the iteration as soon as it can; safe to call from a signal handler."""

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import Field, asdict, fields
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +53,7 @@ def _flag(field: Field[Any]) -> inspect.Parameter:
     """One setting of a run as an option; what is not given is None, so that the file counts."""
     kind = {"str": str, "int": int, "float": float, "bool": bool}[str(field.type)]
     name = field.name.replace("_", "-")
-    default = f" Default: {field.default}." if field.default not in ("", 0, -1, False, True) else ""
+    default = f" Default: {field.default}." if kind is not bool and field.default not in ("", 0, -1) else ""
     option = typer.Option(
         f"--{name}/--no-{name}" if kind is bool else f"--{name}",
         help=field.metadata["help"] + default,
@@ -97,12 +97,12 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
             for _ in run.results():
                 pass
         live = run.capture.camera.live
-    _say_summary(run.meter, settings)
+    _say_summary(run.meter, run.settings)
     if received and not live:
-        say(f"maskfer-edge: stopped before the end of {settings.source}")
+        say(f"maskfer-edge: stopped before the end of {run.settings.source}")
         raise typer.Exit(130)
     if not live and not run.meter.frames_with_faces:
-        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {settings.source}")
+        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {run.settings.source}")
         raise typer.Exit(1)
 
 
@@ -173,7 +173,9 @@ def bench_command(
             "--against naive and --naive-model go together; make the model with: trainer fit DATA --arch paper --out "
             "paper, and converter quantize paper/model.keras --calibrate DATA --format float --force -o naive.tflite"
         )
-    settings = run_settings(config, {**given, "source": given["source"] or "demo"})
+    settings = run_settings(config, given)
+    if settings.source == "auto":  # a camera, which cannot be measured
+        settings = replace(settings, source="demo")
     report = bench(settings, naive_model)
     if json_:
         print_json(report)

@@ -24,7 +24,7 @@ LEAST_MEMORY_MB, LEAST_DISK_MB = 100, 50
 MEMINFO, DEV = Path("/proc/meminfo"), Path("/dev")
 OPENCV = "run: pip install 'opencv-python>=4.8,<5'"
 EXTRAS = {
-    "websockets": "for the camera of a browser",
+    "websockets": "for the live view in a browser, and for its camera",
     "paho-mqtt": "for results by MQTT",
     "prometheus-client": "for metrics",
 }
@@ -63,6 +63,7 @@ def examine(model: Path | None = None) -> list[Finding]:
         "OpenCV's build": _opencv_build,
         "TFLite runtime": _runtime,
         "model file": partial(_model, model),
+        "face detector": _detector,
         "picamera2": _picamera2,
         "cameras": _cameras,
         "permission": _permission,
@@ -108,9 +109,14 @@ def _opencv() -> Answer:
     from maskfer_edge.dependencies import cv2
     from maskfer_edge.detector import HaarDetector
 
-    HaarDetector()
-    good = cv2.__version__.startswith("4.")
-    return good, f"{cv2.__version__} with its Haar cascade", "" if good else OPENCV
+    if not cv2.__version__.startswith("4."):
+        return False, cv2.__version__, OPENCV
+    try:
+        HaarDetector()
+    except MaskferError as error:
+        _, _, remedy = str(error).rpartition("; ")
+        return True, f"{cv2.__version__} without its Haar cascade; only needed for --detector haar", remedy
+    return True, f"{cv2.__version__} with its Haar cascade", ""
 
 
 def _opencv_build() -> Answer:
@@ -160,6 +166,17 @@ def _model(path: Path | None) -> Answer:
         if isinstance(figures, dict) and isinstance(figures.get(kind), float)
     ]
     return True, f"{model.name} is whole: " + ", ".join([model.info.architecture, kind, *accuracies]), ""
+
+
+def _detector() -> Answer:
+    import numpy as np
+
+    from maskfer_edge.learned_detector import open_learned_detector
+
+    detector = open_learned_detector()
+    width, height = detector.model.info.input_size_wh
+    detector(np.zeros((height, width), dtype=np.uint8))
+    return True, f"{detector.model.name} works", ""
 
 
 def _picamera2() -> Answer:

@@ -31,6 +31,8 @@ class Pipeline:
     Attributes:
         stages_ms: What the stages of the newest frame took, in milliseconds.
         slowdown: How many times longer the detector rests than `detect_every` says.
+        reads_all_new: Whether a face is read at once when it is new, over the budget as well: what was never read is in
+            no result, and so cannot be blurred.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Pipeline:
         self.margin = margins[detector.name] if margin is None else margin
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
-        self.slowdown = 1
+        self.slowdown, self.reads_all_new = 1, False
         self._until_detection = self._until_full = 0
         self._background: BackgroundDetector | None = None
 
@@ -82,11 +84,12 @@ class Pipeline:
         self.stages_ms = {}
         self._detect(image, image if grey is None else grey, frame)
         begun = time.perf_counter()
-        for track in self.tracker.shown():
+        for turn, track in enumerate(self.tracker.shown()):
+            over = turn > 0 and 0 < self.budget_ms < _ms_since(begun)
+            if over and not (self.reads_all_new and track.scores is None):
+                break
             box = track.box_at(frame)
             self.tracker.classified(track, frame, self.classifier(preprocess(image, box, self.margin)))
-            if self.budget_ms and _ms_since(begun) > self.budget_ms:
-                break
         self.stages_ms["classify"] = _ms_since(begun)
         return self.tracker.results(frame)
 
@@ -175,7 +178,7 @@ def results(
     meter = meter or HealthMeter()
     meter.capture_state = lambda: (capture.dropped, capture.losses, capture.lost)
     camera = capture.camera
-    taking = OutputSet(outputs, draw, live=camera.live)
+    taking = OutputSet(outputs, draw, live=camera.live, stopping=lambda: capture.stopped)
     meter.output_drops |= {thread.output.name: thread.missed for thread in taking.threads}
     failed = True
     try:

@@ -55,7 +55,10 @@ def fetch(source: str) -> Fetched:
         InputError: If the model cannot be read, ends too early, or is larger than `MOST_BYTES`.
     """
     if re.match(r"https?://", source):
-        parts = urllib.parse.urlsplit(source)
+        try:
+            parts = urllib.parse.urlsplit(source)
+        except ValueError as error:
+            raise InputError(f"{source} is no address: {error}") from error
         beside = urllib.parse.urlunsplit(parts._replace(path=parts.path + ".sig"))
         content = _download(source, MOST_BYTES)
         if content is None:

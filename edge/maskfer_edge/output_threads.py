@@ -47,16 +47,17 @@ class OutputThread:
         error: What it raised, if anything.
     """
 
-    def __init__(self, output: Output, *, wait: bool) -> None:
+    def __init__(self, output: Output, *, wait: bool, stopping: Callable[[], bool] = lambda: False) -> None:
         """Start the thread.
 
         Args:
             output: What is fed.
             wait: Whether the loop waits for it rather than drop frames.
+            stopping: Whether the run is to end soon, so that nothing is waited for any more.
         """
         self.output, self.dropped, self.ended = output, 0, False
         self.error: Exception | None = None
-        self._wait = wait
+        self._wait, self._stopping = wait, stopping
         self._waiting: deque[Seen] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -64,9 +65,9 @@ class OutputThread:
         self._thread.start()
 
     def submit(self, seen: Seen) -> None:
-        """Hand over one frame; never waits for long."""
+        """Hand over one frame; never waits for long, unless it is to drop none."""
         with self._changed:
-            while self._wait and len(self._waiting) >= WAITING and not (self.error or self.ended):
+            while self._wait and len(self._waiting) >= WAITING and not (self.error or self.ended or self._stopping()):
                 self._changed.wait(timeout=0.1)
             if len(self._waiting) >= WAITING:
                 self._waiting.popleft()
@@ -85,7 +86,9 @@ class OutputThread:
                 self._waiting.clear()
             self._closing = True
             self._changed.notify_all()
-        self._thread.join(timeout=None if self._wait and not failed else CLOSING_S)
+        while self._wait and not failed and self._thread.is_alive() and not self._stopping():
+            self._thread.join(timeout=0.1)
+        self._thread.join(timeout=CLOSING_S)
         if self._thread.is_alive() and self.error is None:
             self.error = OutputError(f"{self.output.name} did not finish in {CLOSING_S:g} s and was left")
 
@@ -122,18 +125,23 @@ def write_to(output: Output, seen: Seen) -> bool:
 class OutputSet:
     """All outputs of a run: those with threads of their own, and the window, which needs the main thread."""
 
-    def __init__(self, outputs: Sequence[Output], draw: Draw, *, live: bool) -> None:
+    def __init__(
+        self, outputs: Sequence[Output], draw: Draw, *, live: bool, stopping: Callable[[], bool] = lambda: False
+    ) -> None:
         """Start the threads.
 
         Args:
             outputs: Open already.
             draw: Makes the annotated picture.
             live: Whether the source is live; else no frame is dropped by an output that wants all.
+            stopping: Whether the run is to end soon; then these are not waited for either.
         """
         self._draw = draw
         self._here = [output for output in outputs if output.main_thread]
         self.threads = [
-            OutputThread(output, wait=output.keeps_all and not live) for output in outputs if not output.main_thread
+            OutputThread(output, wait=output.keeps_all and not live, stopping=stopping)
+            for output in outputs
+            if not output.main_thread
         ]
 
     def write(self, frame: Frame, result: FrameResult) -> bool:

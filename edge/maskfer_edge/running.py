@@ -98,7 +98,10 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
             token = settings.token or os.environ.get("MASKFER_TOKEN", "")
             server = stack.enter_context(BrowserServer(host, port, token))
             tell(f"live view: {server.url}")
-        camera, reopen = _open_camera(settings, server, tell)
+        if settings.source == "auto":
+            settings = replace(settings, source=pick_source())
+            tell(f"source: {settings.source}")
+        camera, reopen = _open_camera(settings, server)
         retries = None if settings.retries < 0 else settings.retries
         # which closes the camera
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
@@ -107,6 +110,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         if settings.blur:
             # rather too much than a face in the clear: also where one was found once, or long ago
             pipeline.tracker.coast = pipeline.tracker.patience
+            pipeline.reads_all_new = True
         elif camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
@@ -166,26 +170,20 @@ def _with_installed(settings: RunSettings, tell: Tell, leave: Leave) -> tuple[Ru
     return _with_models(settings, chosen), watch
 
 
-def _open_camera(
-    settings: RunSettings, server: BrowserServer | None, tell: Tell
-) -> tuple[Camera, Callable[[], Camera] | None]:
+def _open_camera(settings: RunSettings, server: BrowserServer | None) -> tuple[Camera, Callable[[], Camera] | None]:
     """The camera, and how it is opened again."""
     if settings.source == BROWSER_SOURCE:
         assert server is not None
         return BrowserCamera(server), None
-    source = settings.source
-    if source == "auto":
-        source = pick_source()
-        tell(f"source: {source}")
     options = CameraOptions(settings.size_wh, settings.fps, settings.realtime, settings.loop)
 
     def reopen() -> Camera:
         with quiet_native_libraries():
-            return open_camera(source, options)
+            return open_camera(settings.source, options)
 
     camera = reopen()
     # once other threads run, the process's stderr is no longer to be redirected
-    return camera, partial(open_camera, source, options) if camera.endless else None
+    return camera, partial(open_camera, settings.source, options) if camera.endless else None
 
 
 def _outputs(

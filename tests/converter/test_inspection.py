@@ -35,6 +35,15 @@ def test_a_detector_s_second_network_is_shown_too(tflite_model):
     assert inspect(tflite_model).rescorer is None
 
 
+def test_a_damaged_detector_is_told_what_ails_it(tmp_path):
+    content = (files("maskfer_edge") / "data" / DEFAULT_DETECTOR).read_bytes()
+    changed = tmp_path / "changed.tflite"
+    changed.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    found = inspect(changed)
+    assert found.metadata is None
+    assert "expression" not in found.why
+
+
 def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "text.tflite").write_text("no model at all")
     with pytest.raises(ModelError, match=r"text\.tflite is not a TFLite model"):

@@ -6,7 +6,7 @@ from maskfer_edge import bench as module
 from maskfer_edge.bench import bench, naive_loop
 from maskfer_edge.cameras import Frame
 from maskfer_edge.classifier import DEFAULT_MODEL, Classifier, default_model
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import InputError, MaskferError
 from maskfer_edge.run_settings import RunSettings
 from maskfer_edge.sources import open_camera
 
@@ -71,6 +71,21 @@ def test_the_naive_loop_searches_every_whole_frame(monkeypatch):
         frames = [camera.read() for _ in range(3)]
     naive_loop(frames, Classifier(default_model(), mirror=False))
     assert seen == [((360, 480, 3), 1.3, 5, 480, "frontalface_default", "none")] * 3
+
+
+def test_nothing_is_written_or_sent(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "start_to_first_result", lambda settings: seen.append(settings) or (1.0, 2.0))
+    monkeypatch.setattr(module, "realtime_share", lambda settings: seen.append(settings) or 0.5)
+    asked = dict.fromkeys(("jsonl", "csv", "record"), str(tmp_path / "out")) | {"mqtt": "broker", "metrics": "9090"}
+    bench(RunSettings(source="demo", browser="8090", **asked))
+    assert seen == [RunSettings(source="demo", headless=True)] * 2
+
+
+@pytest.mark.parametrize("measure", [module.start_to_first_result, module.realtime_share])
+def test_a_process_that_fails_is_no_figure(measure):
+    with pytest.raises(MaskferError, match=r"was to be measured failed: maskfer-edge: .*gone\.mp4"):
+        measure(RunSettings(source="gone.mp4", headless=True))
 
 
 def test_opencv_s_threads_are_as_before(monkeypatch, bundled):

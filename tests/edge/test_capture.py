@@ -145,7 +145,7 @@ class ScriptedCamera(Camera):
 GOES_ON = [2, 3] * 1000
 
 
-def watched(*scripts, wanted=3, retries=None, stall_s=0.3):
+def watched(*scripts, wanted=3, retries=None, stall_s=0.3, fps=30.0):
     """Read through cameras opened one after another; gives (grey levels seen, lines told, capture)."""
     cameras = [script if isinstance(script, Exception) else ScriptedCamera(script) for script in scripts]
     told, seen = [], []
@@ -157,6 +157,7 @@ def watched(*scripts, wanted=3, retries=None, stall_s=0.3):
         return camera
 
     first = cameras.pop(0)
+    first.fps = fps
     with Capture(first, reopen, retries=retries, stall_s=stall_s, first_pause_s=0.001, tell=told.append) as capture:
         for frame in capture:
             seen.append(int(frame.image[0, 0, 0]))
@@ -180,6 +181,11 @@ def test_a_lost_camera_comes_back(ending, why):
     assert (seen[0], seen[-1], capture.losses, capture.lost) == (1, 3, 1, "")
     assert told == [f"scripted is lost: {told[0].split(': ', 1)[1]}", "scripted is back"]
     assert why in told[0]
+
+
+def test_a_slow_camera_is_not_lost_between_two_frames():
+    _, told, capture = watched([1] + [1] * 200 + GOES_ON, stall_s=0.05, fps=2.0)
+    assert (capture.losses, told) == (0, [])
 
 
 def test_a_camera_that_cannot_be_opened_at_first_is_tried_again():

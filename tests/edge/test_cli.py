@@ -1,4 +1,5 @@
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from maskfer_edge import bench, camera_list, doctor
 from maskfer_edge.classifier import default_model
 from maskfer_edge.cli import app, main
 from maskfer_edge.contract import LABELS
+from maskfer_edge.errors import InputError
 from maskfer_edge.health import Latency
 from maskfer_edge.sources import open_camera
 
@@ -284,6 +286,24 @@ def test_bench_prints_a_line_a_figure(edge, monkeypatch):
     assert status == 0
     assert "(10.0 times slower)" in out
     assert json.loads(edge("bench", "--json")[1])["fps"] == 50.0
+
+
+def test_bench_takes_the_source_of_a_file_and_else_the_demonstration(edge, monkeypatch, tmp_path):
+    sources = []
+
+    def measured(settings, naive):
+        sources.append(settings.source)
+        raise InputError("enough")
+
+    monkeypatch.setattr(bench, "bench", measured)
+    (tmp_path / "run.toml").write_text('source = "clip.mp4"\n')
+    for options in ((), ("--config", tmp_path / "run.toml"), ("--source", "other.mp4")):
+        edge("bench", *options)
+    assert sources == ["demo", "clip.mp4", "other.mp4"]
+
+
+def test_a_default_is_shown_in_the_help(edge):
+    assert re.search(r"Default:\s*1\.", edge("run", "--help")[1])
 
 
 @pytest.mark.parametrize("options", [("--against", "naive"), ("--naive-model", "x"), ("--against", "fer")])

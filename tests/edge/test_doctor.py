@@ -10,10 +10,12 @@ from maskfer_edge import board, camera_list, doctor
 from maskfer_edge.camera_list import FoundCamera
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.doctor import EXTRAS, Finding, examine
+from maskfer_edge.errors import DependencyError
 
 WHATS = [
-    "Python", "numpy", "OpenCV", "OpenCV's build", "TFLite runtime", "model file", "picamera2", "cameras", "permission",
-    "display", "power and heat", "temperature", "clock governor", "free disk", "free memory", *EXTRAS,
+    "Python", "numpy", "OpenCV", "OpenCV's build", "TFLite runtime", "model file", "face detector", "picamera2",
+    "cameras", "permission", "display", "power and heat", "temperature", "clock governor", "free disk", "free memory",
+    *EXTRAS,
 ]  # fmt: skip
 
 
@@ -27,7 +29,9 @@ def test_everything_is_looked_at_on_this_machine():
     assert all(found.found and "\n" not in found.found + found.remedy for found in findings)
 
 
-@pytest.mark.parametrize("what", ["Python", "numpy", "OpenCV", "OpenCV's build", "TFLite runtime", "model file"])
+@pytest.mark.parametrize(
+    "what", ["Python", "numpy", "OpenCV", "OpenCV's build", "TFLite runtime", "model file", "face detector"]
+)
 def test_what_the_tests_run_on_is_good(monkeypatch, what):
     monkeypatch.delenv("DISPLAY", raising=False)
     assert finding(what).good
@@ -41,6 +45,24 @@ def test_the_runtimes_that_work_are_named():
 def test_the_bundled_model_says_what_it_is():
     found = finding("model file").found
     assert "whole: lean, int8" in found and "right on masked test" in found
+
+
+def test_a_missing_detector_is_bad(monkeypatch):
+    monkeypatch.setattr("maskfer_edge.learned_detector.DEFAULT_DETECTOR", "gone.tflite")
+    found = finding("face detector")
+    assert not found.good
+    assert "gone.tflite" in found.found
+    assert "--detector haar" in found.remedy
+
+
+def test_a_missing_cascade_keeps_nothing_from_working(monkeypatch):
+    def missing(self):
+        raise DependencyError("the cascade is missing; run: install it")
+
+    monkeypatch.setattr("maskfer_edge.detector.HaarDetector.__init__", missing)
+    found = finding("OpenCV")
+    assert (found.good, found.remedy) == (True, "run: install it")
+    assert "only needed for --detector haar" in found.found
 
 
 def test_an_old_python_is_bad(monkeypatch):

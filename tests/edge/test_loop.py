@@ -139,6 +139,14 @@ def test_faces_are_classified_in_turn_under_a_budget():
     assert (classified, shown) == (5, [1, 2, 3, 3, 3])
 
 
+def test_faces_that_are_to_be_blurred_are_all_in_the_first_result():
+    detector = FakeDetector([Detection((60 * number, 10, 40, 40), 5.0) for number in range(3)])
+    pipe = Pipeline(detector, FakeClassifier({"haar": 0.0}), Tracker(), budget_ms=1e-9)
+    pipe.reads_all_new = True
+    shown = [len(pipe.process(Frame(picture(), number, 0.0)).faces) for number in range(3)]
+    assert (shown, len(pipe.classifier.faces)) == ([3, 3, 3], 3 + 1 + 1)
+
+
 @pytest.mark.parametrize("options", [{"detect_every": 0}, {"budget_ms": -1}, {"budget_ms": float("nan")}])
 def test_numbers_that_make_no_sense_are_refused(options):
     with pytest.raises(InputError, match="received"):

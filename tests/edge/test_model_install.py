@@ -82,6 +82,7 @@ def test_names_are_plain(name, plain):
         ("ftp://host/m.tflite", "an address that begins with https://"),
         ("http://127.0.0.1:1/m.tflite", "cannot be fetched: Connection refused; try again"),
         ("http://127.0.0.1:port/m.tflite", "cannot be fetched: "),
+        ("http://[::1/m.tflite", "is no address"),
     ],
 )
 def test_what_cannot_be_fetched_is_one_line(source, said):

@@ -266,7 +266,8 @@ def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, f
             time.sleep(0.01)
         raise SystemExit  # the process would be gone
 
-    monkeypatch.setattr(Classifier if kind == EXPRESSION else LearnedDetector, "__call__", hang)
+    hanging, method = (Classifier, "__call__") if kind == EXPRESSION else (LearnedDetector, "find")
+    monkeypatch.setattr(hanging, method, hang)
     camera(frames, live=True, pause_s=0.01)
     with pytest.raises(SystemExit):
         run(store, leave=left.append)

@@ -107,6 +107,21 @@ def test_an_output_that_never_comes_back_is_left(monkeypatch):
     held.go_on.set()
 
 
+def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
+    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    held, stop = HeldOutput(), threading.Event()
+    taking = OutputSet([held], no_drawing, live=False, stopping=stop.is_set)
+    threading.Timer(0.3, stop.set).start()
+    started = time.monotonic()
+    for index in range(module.WAITING + 3):
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    assert stop.is_set()
+    with pytest.raises(OutputError, match="did not finish"):
+        taking.finish(failed=False)
+    assert time.monotonic() - started < 2
+    held.go_on.set()
+
+
 def test_after_a_failure_nothing_more_is_written():
     held = HeldOutput()
     taking = feed([held], 5)

@@ -56,6 +56,7 @@ def test_what_is_blurred_stays_so_where_the_detector_loses_it():
     made, _ = run(blur=True)
     tracker = made.pipeline.tracker
     assert (tracker.confirm, tracker.coast) == (1, tracker.patience)
+    assert made.pipeline.reads_all_new
 
 
 def test_before_a_camera_a_face_is_believed_when_it_was_found_twice():
@@ -66,8 +67,9 @@ def test_before_a_camera_a_face_is_believed_when_it_was_found_twice():
 def test_auto_says_what_it_picked(monkeypatch):
     monkeypatch.setattr(running, "pick_source", lambda: "demo")
     told = []
-    run(told.append, source="auto")
+    made, _ = run(told.append, source="auto")
     assert "source: demo" in told
+    assert made.settings.source == "demo"
 
 
 def test_without_a_camera_auto_is_one_line(monkeypatch):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +139,11 @@ def time_in_turns(interpreters: Sequence[Any], runs: int, warm_up: int) -> list[
     """Milliseconds of `runs` runs of each interpreter, in turns of `TURN`, after `warm_up` runs of each."""
     for interpreter in interpreters:
         fill_inputs(interpreter)
-        for _ in range(warm_up):
-            interpreter.invoke()
+        try:
+            for _ in range(warm_up):
+                interpreter.invoke()
+        except RuntimeError as error:  # of what a model makes of noise
+            raise ModelError(f"a model cannot be run: {' '.join(str(error).split())}") from error
     times: list[list[float]] = [[] for _ in interpreters]
     while len(times[-1]) < runs:
         for interpreter, of_one in zip(interpreters, times, strict=True):
@@ -159,15 +163,31 @@ def fill_inputs(interpreter: Any) -> None:
 
 
 def memory_of(flatbuffer: bytes, runtime: str) -> float:
-    """By how many 10^6 bytes a fresh process, with the runtime loaded, grows as it opens a model and runs it once."""
-    with multiprocessing.get_context("spawn").Pool(1) as fresh:
-        return fresh.apply(_growth, (flatbuffer, runtime))
+    """By how many 10^6 bytes a fresh process, with the runtime loaded, grows as it opens a model and runs it once.
+
+    Raises ModelError if the process dies of it.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    # not a Pool: it waits for ever for a process that has died
+    process = context.Process(target=_growth, args=(flatbuffer, runtime, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        grown: float = ours.recv()
+    except EOFError:
+        raise ModelError(
+            f"a process that ran the model on {runtime} has died; free some memory, or leave it out"
+        ) from None
+    finally:
+        process.join()
+    return grown
 
 
-def _growth(flatbuffer: bytes, runtime: str) -> float:
+def _growth(flatbuffer: bytes, runtime: str, answer: Connection) -> None:
     importlib.import_module(RUNTIMES[runtime][0])
     before = memory_mb()
     interpreter = open_interpreter(flatbuffer, runtime)
     fill_inputs(interpreter)
     interpreter.invoke()
-    return round(memory_mb() - before, 2)
+    answer.send(round(memory_mb() - before, 2))

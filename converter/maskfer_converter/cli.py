@@ -39,7 +39,7 @@ def quantize_command(
     out: Annotated[Path, typer.Option("-o", "--out", help=".tflite to write; its .report.json goes beside it.")],
     form: Annotated[str, typer.Option("--format", help="int8, float16, dynamic or float.")] = "int8",
     per_class: Annotated[int, typer.Option(min=1, help="Calibration pictures of each class.")] = 72,
-    seed: Annotated[int, typer.Option(help="Of the choice of calibration pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of calibration pictures.")] = 0,
     max_drop: MaxDrop = 0.5,
     min_agreement: MinAgreement = 97.0,
     threshold: Annotated[

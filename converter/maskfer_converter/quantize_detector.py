@@ -184,17 +184,20 @@ def _read_scenes(
     """Calibration scenes, validation scenes, and of these the boxes with whether each is judged."""
     try:
         held_out = json.loads(read_bytes(scenes / "scenes.json"))["validation"]
-        rows = [line.split(",") for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]]
+        rows = []
+        for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
+            name, label, *sides = line.split(",")
+            x0, y0, x1, y1 = map(int, sides)
+            rows.append((name, label, (x0, y0, x1 - x0, y1 - y0)))
     except (InputError, ValueError, KeyError, TypeError):
         raise InputError(f"{scenes} holds no readable scenes; make them with: trainer build-scenes") from None
     names = sorted({f"scenes/{path.name}" for path in (scenes / "scenes").glob("*.jpg")} - set(held_out))
     if len(names) < pictures or not held_out:
         raise InputError(f"{scenes} has {len(names)} training scenes; {pictures} are needed")
     boxes: dict[str, list[tuple[bool, Box]]] = {name: [] for name in held_out}
-    for name, label, *sides in rows:
+    for name, label, box in rows:
         if name in boxes:
-            x0, y0, x1, y1 = map(int, sides)
-            boxes[name].append((label != "ignore", (x0, y0, x1 - x0, y1 - y0)))
+            boxes[name].append((label != "ignore", box))
     chosen = np.random.default_rng(seed).permutation(len(names))[:pictures]
     training = [read_grey(scenes / names[i]) for i in chosen]
     return training, [read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]

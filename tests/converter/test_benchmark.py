@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskfer_converter import benchmark as module
-from maskfer_converter.benchmark import benchmark, read_models, time_in_turns
+from maskfer_converter.benchmark import benchmark, memory_of, read_models, time_in_turns
 from maskfer_edge.board import cpu_name
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.learned_detector import DEFAULT_DETECTOR
@@ -91,6 +91,11 @@ def test_what_is_no_model_is_refused(tmp_path):
     (tmp_path / "text.tflite").write_text("no model at all")
     with pytest.raises(ModelError, match=r"text\.tflite is not a TFLite model"):
         read_models([tmp_path / "text.tflite"])
+
+
+def test_a_process_that_dies_of_a_model_is_told(tflite_model):
+    with pytest.raises(ModelError, match="has died"):
+        memory_of(tflite_model.read_bytes()[:300], "litert")
 
 
 def test_a_detector_s_second_network_is_timed_on_its_own():

@@ -161,6 +161,22 @@ def test_its_own_settings_are_not_more_than_the_program_knows():
 
 
 @needs_ansible
+def test_each_bundle_of_a_batch_is_packed(tmp_path):
+    packing = [task for task in tasks("roles/maskfer/tasks/main.yml") if task["name"] == "Pack the bundles"]
+    play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": packing}
+    hosts = {"door": {}, "hall": {"maskfer_bundle": "{{ inventory_dir }}/trixie"}, "lab": {}}
+    common = {"maskfer_bundle": "{{ inventory_dir }}/bookworm", "ansible_python_interpreter": sys.executable}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": common}}))
+    for release in ("bookworm", "trixie"):
+        (tmp_path / release).mkdir()
+    command = ["ansible-playbook", "-i", "hosts.yml", "play.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in tmp_path.glob("*.tar")} == {"bookworm.tar", "trixie.tar"}
+
+
+@needs_ansible
 @pytest.mark.parametrize("playbook", ["site.yml", "models.yml", "targets.yml"])
 def test_ansible_reads_the_playbooks(playbook):
     command = ["ansible-playbook", "--syntax-check", "-i", "inventory.example.yml", playbook]

@@ -175,6 +175,14 @@ def test_a_run_of_other_settings_is_not_gone_on_with(run, data):
         fit_rescorer(DETECTOR, data[0], data[1], run[0], RescorerSettings(draws=3, epochs=2, steps=3), resume=True)
 
 
+def test_a_run_of_other_photographs_is_not_gone_on_with(run, data, tmp_path):
+    shutil.copytree(data[1], tmp_path / "photos")
+    with (tmp_path / "photos/boxes.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(InputError, match="photos_sha256"):
+        fit_rescorer(DETECTOR, data[0], tmp_path / "photos", run[0], SHORT, resume=True)
+
+
 def test_a_detector_that_finds_nothing_teaches_nothing(data, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LearnedDetector", lambda *_, **__: lambda image: [])
     with pytest.raises(InputError, match="finds no faces"):

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from maskfer_edge.errors import InputError
 from maskfer_trainer import scene_batches as module
 from maskfer_trainer.detector_targets import targets
 from maskfer_trainer.scene_batches import SceneSet, batches_of, lit, make_batch, moved, read_scenes
@@ -59,6 +60,34 @@ def test_scenes_are_read_with_their_faces(tmp_path):
     assert validation.faces == [[(190, 125, 50, 60)]]
     assert validation.ignored == [[(5, 5, 7, 7)]]
     assert training.images.mean(axis=(1, 2)).tolist() == [0, 160]
+
+
+@pytest.mark.parametrize("row", ["scenes/00001.jpg,with_mask,1,1,9,9", "scenes/00000.jpg,with_mask,1,1", "x"])
+def test_damaged_scenes_are_named(tmp_path, row):
+    (tmp_path / "scenes").mkdir()
+    cv2.imwrite(str(tmp_path / "scenes/00000.jpg"), np.zeros((240, 320), np.uint8))
+    (tmp_path / "boxes.csv").write_text(f"image,label,xmin,ymin,xmax,ymax\n{row}\n")
+    with pytest.raises(InputError, match=r"is damaged.*trainer build-scenes"):
+        read_scenes(tmp_path, set())
+
+
+def test_a_scene_of_another_size_is_damage(tmp_path):
+    (tmp_path / "scenes").mkdir()
+    cv2.imwrite(str(tmp_path / "scenes/00000.jpg"), np.zeros((24, 32), np.uint8))
+    (tmp_path / "boxes.csv").write_text("image,label,xmin,ymin,xmax,ymax\n")
+    with pytest.raises(InputError, match="is damaged"):
+        read_scenes(tmp_path, set())
+
+
+def test_a_full_disk_leaves_no_shared_pictures(scenes, tmp_path, monkeypatch):
+    def half_written(path, images):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.np, "save", half_written)
+    with pytest.raises(OSError, match="No space left"), batches_of(scenes, 2, 0, range(1), tmp_path, workers=2):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):

@@ -220,7 +220,7 @@ def test_networks_are_listed_with_their_size(run_main):
 
 
 def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
-    ran = run_main(main, "evaluate", keras_model, dataset, "--through-detector", "--detector", "haar", "--json")
+    ran = run_main(main, "evaluate", keras_model, dataset, "--through-detector", "--json")
     assert json.loads(ran.out)["detected"]["bare"]["pictures"] == 21
 
 
@@ -372,3 +372,13 @@ def test_fit_rescorer_needs_scenes_and_a_detector(run_main, tmp_path):
     (tmp_path / "scenes.json").write_text("{}")
     ran = run_main(main, "fit-rescorer", "no.tflite", tmp_path, tmp_path, "--out", tmp_path / "run")
     assert (ran.code, "no.tflite cannot be read" in ran.err, (tmp_path / "run").exists()) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("build-scenes", ".", "out"), ("fit-detector", ".", "--out", "run"), ("fit-rescorer", *"...", "--out", "run")],
+)
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_none_is_refused(run_main, command, seed):
+    ran = run_main(main, *command, "--seed", seed)
+    assert (ran.code, "--seed" in ran.err) == (2, True)

@@ -18,6 +18,9 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import check_free, whole_file
 from maskfer_edge.quiet import quiet_native_libraries
 
+# What Keras takes.
+MOST_SEED = 2**32 - 1
+
 app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
 
 
@@ -263,7 +266,7 @@ def build_scenes_command(
         Path | None, typer.Option(help="Folder of photographs with boxes.csv; only its tuning half is used.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Scenes to make.")] = 6000,
-    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random choices.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -287,7 +290,7 @@ def fit_detector_command(
     scenes: Annotated[Path, typer.Argument(help="Scenes made by build-scenes.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     epochs: Annotated[int, typer.Option(help="Passes over the scenes.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of weights, order and changes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of weights, order and changes.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Highest.")] = 2e-3,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make batches; 0: one less than cores.")] = 0,
@@ -314,7 +317,7 @@ def fit_rescorer_command(
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     draws: Annotated[int, typer.Option(help="Parts to take of each photograph.")] = 60,
     epochs: Annotated[int, typer.Option(help="Each of 240 batches of 256.")] = 14,
-    seed: Annotated[int, typer.Option(help="Of parts, weights, order and changes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of parts, weights, order and changes.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
 ) -> None:
@@ -389,7 +392,7 @@ def evaluate_command(
     through_detector: Annotated[
         bool, typer.Option("--through-detector", help="Also place the faces in pictures, and find them as at the edge.")
     ] = False,
-    detector: Annotated[str, typer.Option(help="By which detector: haar.")] = "haar",
+    detector: Annotated[str, typer.Option(help="By which detector: learned or haar.")] = "learned",
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""

@@ -88,7 +88,8 @@ def fit_detector(
         run: Folder to make, see `run_folder`.
         settings: How to train.
         initial: A detector's `.keras` whose weights to start from. Give the same one to `resume`.
-        resume: Go on with the run that `run` holds.
+        resume: Go on with the run that `run` holds. The weights start from their running mean then, so the network is
+            not quite that of a run that was never cut short.
         workers: Processes that make batches; 0: one less than there are cores. What is learned does not depend on it.
         say: Takes what a person at the terminal should know.
 

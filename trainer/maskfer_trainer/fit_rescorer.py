@@ -98,6 +98,7 @@ def fit_rescorer(
         "kind": "rescorer",
         "scenes": {key: value for key, value in said.items() if key != "validation"},
         "detector_sha256": hashlib.sha256(read_bytes(detector)).hexdigest(),
+        "photos_sha256": hashlib.sha256(read_bytes(photos / "boxes.csv")).hexdigest(),
     }
     check_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)

@@ -20,6 +20,7 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
+from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
 from maskfer_trainer.decoys import draw_decoys
@@ -68,6 +69,13 @@ class SceneSet:
 
 def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
     """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
+    try:
+        return _read_scenes(scenes, held_out)
+    except (KeyError, ValueError) as error:  # a row that is cut short or names no scene, a picture of another size
+        raise InputError(f"{scenes} is damaged ({error}); make it anew with: trainer build-scenes") from error
+
+
+def _read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
     rows: dict[str, list[tuple[str, Box]]] = {
         f"scenes/{path.name}": [] for path in sorted((scenes / "scenes").glob("*.jpg"))
     }
@@ -120,12 +128,12 @@ def batches_of(
         return
     # all processes see one copy of the pictures; `run_folder.check_run` removes what a kill leaves of it
     shared = folder / ".scenes.partial.npy"
-    np.save(shared, scenes.images)
     try:
+        np.save(shared, scenes.images)
         with closing(run_in_order(_MakeBatches(shared), ([task] for task in tasks), workers)) as made:
             yield (batch for (batch,) in made)
     finally:
-        shared.unlink()
+        shared.unlink(missing_ok=True)
 
 
 def _tasks(scenes: SceneSet, size: int, seed: int, epochs: range) -> Iterator[BatchTask]:

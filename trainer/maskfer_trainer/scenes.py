@@ -53,6 +53,7 @@ GROW, SWAP_GROW = (1.05, 1.7), (1.1, 1.3)
 VALIDATION_SHARE = 0.05
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
 MOST_SHARED, MOST_HIDDEN_BY_DECOY = 0.15, 0.03
+JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92]
 # Portraits that a process cuts out at a time.
 FACES_A_BATCH = 16
 
@@ -143,7 +144,8 @@ def build_scenes(
         composer = _Composer(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number in range(settings.count):
             scene, name = composer.compose(number), f"{number:05}.jpg"
-            cv2.imwrite(str(made / "scenes" / name), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+            # cv2.imwrite says nothing of a full disk
+            (made / "scenes" / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
                 rows.append((f"scenes/{name}", label, x, y, x + w, y + h))

@@ -34,7 +34,7 @@ class RunSettings:
     detector: str = _said("learned", "What finds the faces: learned, haar or yunet.")
     detector_model: str = _said("", "Model file of the learned detector, or YuNet's .onnx.")
     detect_every: int = _said(3, "Look for faces in every so many frames of a video; between, they move on.")
-    search_side: int = _said(640, "Longest side in pixels at which faces are looked for.")
+    search_side: int = _said(640, "Longest side in pixels at which haar and yunet look for faces; learned has its own.")
     budget_ms: float = _said(0.0, "Classify faces in turn, within so many milliseconds a frame; 0: all of them.")
     min_confidence: float = _said(0.0, "Share, 0 to 1, of which the network must be sure; else a face is Unsure.")
     headless: bool = _said(False, "Open no window.")

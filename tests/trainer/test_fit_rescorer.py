@@ -68,17 +68,28 @@ def data(tmp_path_factory):
     return scenes, photos, halves
 
 
-@pytest.fixture(autouse=True)
-def stand_in(monkeypatch):
-    monkeypatch.setattr(module, "LearnedDetector", Finder)
+def tiny_rescorer():
+    """The rescorer's input and output and its dropout, with next to nothing between."""
+    from keras import Input, Model, layers
+
+    inputs = Input((SIDE, SIDE, 1), name="grey")
+    x = layers.Conv2D(4, 8, strides=8, use_bias=False)(layers.Rescaling(1 / 255)(inputs))
+    x = layers.Dropout(0.3)(layers.Flatten()(layers.BatchNormalization()(x)))
+    return Model(inputs, layers.Dense(1, activation="sigmoid", name="likely")(x), name="rescorer")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LearnedDetector", Finder)
+        patch.setattr(module, "build_rescorer", tiny_rescorer)
+        yield
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
     out, told = tmp_path_factory.mktemp("rescorer-run") / "run", []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "LearnedDetector", Finder)
-        fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, say=told.append)
+    fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, say=told.append)
     return out, told
 
 

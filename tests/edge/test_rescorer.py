@@ -19,6 +19,7 @@ from maskfer_edge.rescorer import (
     MOST_GAIN,
     MOST_LOOKS,
     SIDE,
+    SURE,
     Rescorer,
     combined,
     surroundings,
@@ -159,13 +160,27 @@ def test_a_face_is_given_once(bright):
 
 
 def test_a_crowd_costs_no_more_than_its_surest(bright):
-    many = [Detection((20 * number, 10, 10, 10), 0.9 - number / 100) for number in range(MOST_LOOKS + 5)]
+    many = [Detection((20 * number, 10, 10, 10), 0.7 - number / 100) for number in range(MOST_LOOKS + 5)]
     picture = np.full((40, 600), 230, np.uint8)
     found = bright[0](picture, picture, many, 0.1)
     assert (len(found), bright[1].asked) == (MOST_LOOKS, MOST_LOOKS)
 
 
-@pytest.mark.parametrize(("side", "seen"), [(62, (300, 400)), (66, (150, 200))])
+def test_what_the_detector_is_sure_of_is_not_looked_at(bright):
+    sure, unsure = Detection((100, 30, 40, 40), SURE), Detection((20, 30, 40, 40), SURE - 0.01)
+    picture = np.full((100, 300), 20, np.uint8)
+    found = bright[0](picture, picture, [sure, unsure], 0.0)
+    assert found[0] == sure
+    assert (found[1].box, bright[1].asked) == (unsure.box, 1)
+    assert found[1].score < unsure.score
+
+
+def test_what_the_detector_is_sure_of_must_reach_the_least_score_too(bright):
+    picture = np.full((100, 300), 230, np.uint8)
+    assert bright[0](picture, picture, [Detection((100, 30, 40, 40), 0.85)], 0.9) == []
+
+
+@pytest.mark.parametrize(("side", "seen"), [(126, (300, 400)), (130, (150, 200))])
 def test_what_is_large_is_looked_at_in_the_smaller_picture(bright, monkeypatch, side, seen):
     looked = []
     monkeypatch.setattr(
@@ -174,7 +189,7 @@ def test_what_is_large_is_looked_at_in_the_smaller_picture(bright, monkeypatch, 
     picture = cv2.GaussianBlur(RNG.normal(110, 600, (300, 400, 3)), (0, 0), 6).clip(0, 255).astype(np.uint8)
     smaller = cv2.resize(cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY), (200, 150), interpolation=cv2.INTER_AREA)
     box = (100, 80, side, side)
-    bright[0](picture, smaller, [Detection(box, 0.9)], 0.0)
+    bright[0](picture, smaller, [Detection(box, 0.7)], 0.0)
     ((image, there),) = looked
     assert image.shape[:2] == seen
     expected = surroundings(picture, box)
@@ -188,7 +203,7 @@ def test_a_picture_that_was_enlarged_for_the_network_is_looked_at_itself(bright,
         rescorer, "surroundings", lambda image, box: looked.append(image.shape) or np.zeros((SIDE, SIDE), np.uint8)
     )
     small, larger = np.zeros((90, 120), np.uint8), np.zeros((180, 240), np.uint8)
-    bright[0](small, larger, [Detection((20, 20, 60, 60), 0.9)], 0.0)
+    bright[0](small, larger, [Detection((20, 10, 70, 70), 0.7)], 0.0)
     assert looked == [(90, 120)]
 
 

@@ -118,8 +118,8 @@ class Rescorer:
 
         Args:
             image: The picture in which they were found, (height, width, 3) uint8, B,G,R, or (height, width) grey.
-            smaller: The same, (h, w) uint8 grey, however small: what has twice the pixels that are needed in it is looked
-                at there, as that takes a fraction of the time.
+            smaller: The same, (h, w) uint8 grey, however small: what has twice the pixels that are needed in it is
+                looked at there, as that takes a fraction of the time.
             candidates: With scores from 0 to 1, the surest first. Those of `SURE` and more keep theirs; of the others
                 those beyond `MOST_LOOKS` are left out.
             least_score: Those that end below it are left out.

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.board import cpu_name, governor, hottest_celsius
 from maskfer_edge.cameras import Frame
 from maskfer_edge.classifier import Classifier
@@ -95,9 +96,8 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
     settings = replace(settings, **NO_OUTPUTS)
     with open_camera(settings.source) as camera:
         if camera.live:
-            raise InputError(
-                f"{settings.source} is a camera; bench needs the same frames twice, so give a file or demo"
-            )
+            shown = without_secrets(settings.source)
+            raise InputError(f"{shown} is a camera; bench needs the same frames twice, so give a file or demo")
         frames = list(islice(iter(camera.read, None), MOST_FRAMES))
         moving, realtime_fps = camera.moving, camera.fps
     naive = Classifier(load_model(naive_model), settings.runtime, mirror=False) if naive_model else None

@@ -38,6 +38,8 @@ SENDING_S = 10.0
 HEALTH_S = 1.0
 CLOSING_S = 1.0
 # Codes with which a WebSocket is closed (RFC 6455 and its registry).
+# Until connections are taken again, after one could not be.
+TRY_AGAIN_S = 0.2
 GOING_AWAY, UNSUPPORTED, TRY_AGAIN_LATER = 1001, 1003, 1013
 ENDED = "the program has ended"
 # A page of our own and nothing else: no foreign scripts, frames, forms or pictures, nothing kept, no token passed on.
@@ -171,7 +173,14 @@ class BrowserServer:
             # others' broken requests are no news for this terminal
             logger=logging.Logger("maskfer browser", logging.CRITICAL),
         )
-        threading.Thread(target=self._server.serve_forever, name="browser", daemon=True).start()
+        threading.Thread(target=self._serve_on, name="browser", daemon=True).start()
+
+    def _serve_on(self) -> None:
+        """Serve until `close`, though a connection could not be taken for want of threads or files."""
+        while not self._closing:
+            with suppress(RuntimeError):
+                self._server.serve_forever()
+            time.sleep(TRY_AGAIN_S)
 
     def close(self) -> None:
         """End every connection and free the port, within 2 s; may be called twice."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import time
 from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.cameras import Camera, Frame
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import CameraError, DependencyError
@@ -85,8 +85,7 @@ class NetworkStream(_CaptureCamera):
 
     def __init__(self, url: str) -> None:
         """Connect. Raises CameraError if nothing answers in time."""
-        # what stands before @ may be a password
-        self.name = re.sub(r"//[^/@]*@", "//", url)
+        self.name = without_secrets(url)
         limits = [
             cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_READ_MS,
         ]  # fmt: skip

@@ -1,6 +1,8 @@
 """The capture thread: reading never waits for the network, nor the other way round; a lost camera comes back.
 
 reading ──(error, end, 2 s without a frame, 2 s of the same picture)──► lost ──(paced attempts)──► reading
+
+A camera of less than 1.5 frames a second gets three frames' time instead of the 2 s.
 """
 
 from __future__ import annotations

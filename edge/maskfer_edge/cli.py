@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
 from maskfer_edge.model_commands import model_app
 from maskfer_edge.run_settings import RunSettings
@@ -99,10 +100,10 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
         live = run.capture.camera.live
     _say_summary(run.meter, run.settings)
     if received and not live:
-        say(f"maskfer-edge: stopped before the end of {run.settings.source}")
+        say(f"maskfer-edge: stopped before the end of {without_secrets(run.settings.source)}")
         raise typer.Exit(130)
     if not live and not run.meter.frames_with_faces:
-        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {run.settings.source}")
+        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {without_secrets(run.settings.source)}")
         raise typer.Exit(1)
 
 
@@ -285,7 +286,7 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
     passed_over = f", {health.dropped} passed over for newer ones" if health.dropped else ""
     losses = f", camera lost {health.losses} times" if health.losses else ""
     took = f"{health.frames} frames in {health.seconds:.1f} s ({rate:.0f} a second)"
-    say(f"{settings.source}: {took}{passed_over}{losses}")
+    say(f"{without_secrets(settings.source)}: {took}{passed_over}{losses}")
     shown = ", ".join(f"{name} {count}" for name, count in meter.expressions.most_common())
     say(f"  faces in {meter.frames_with_faces} frames{': ' + shown if shown else ''}")
     for name, drops in health.output_drops.items():

@@ -109,12 +109,15 @@ class HealthMeter:
         now = time.monotonic()
         dropped, losses, lost = self.capture_state()
         with self._lock:
-            span = self._finished[-1] - self._finished[0] if len(self._finished) > 1 else 0.0
+            frames = len(self._finished) - 1
+            span = self._finished[-1] - self._finished[0] if frames > 0 else 0.0
+            if frames > 0 and now - self._finished[-1] > max(1.0, 2 * span / frames):  # nothing flows
+                span = now - self._finished[0]
             stages = {stage: np.percentile(times, (50, 95)) for stage, times in self._stages.items()}
             return Health(
                 seconds=round(now - self._started, 1),
                 frames=self.frames,
-                fps=round((len(self._finished) - 1) / span, 1) if span else 0.0,
+                fps=round(frames / span, 1) if span else 0.0,
                 faces=self._faces,
                 frame_age_s=round(now - self._finished[-1], 3) if self._finished else None,
                 dropped=dropped,

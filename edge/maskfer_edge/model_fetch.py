@@ -15,6 +15,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.errors import DependencyError, InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.model_store import Tell
@@ -58,15 +59,25 @@ def fetch(source: str) -> Fetched:
         try:
             parts = urllib.parse.urlsplit(source)
         except ValueError as error:
-            raise InputError(f"{source} is no address: {error}") from error
+            raise InputError(f"{without_secrets(source)} is no address: {error}") from error
+        if "@" in parts.netloc:
+            shown = without_secrets(source)
+            raise InputError(f"{shown} cannot be fetched with a password; fetch it otherwise, and give the file")
         beside = urllib.parse.urlunsplit(parts._replace(path=parts.path + ".sig"))
         content = _download(source, MOST_BYTES)
         if content is None:
-            raise InputError(f"{_shown(source)} is not there; check the address")
+            raise InputError(f"{without_secrets(source)} is not there; check the address")
         name = Path(urllib.parse.unquote(parts.path)).stem
-        return Fetched(content, _download(beside, MOST_SIGNATURE_BYTES), _plain(name), _shown(source), _shown(beside))
+        return Fetched(
+            content,
+            _download(beside, MOST_SIGNATURE_BYTES),
+            _plain(name),
+            without_secrets(source),
+            without_secrets(beside),
+        )
     if "://" in source:
-        raise InputError(f"{source} cannot be fetched; give a file, or an address that begins with https:// or http://")
+        shown = without_secrets(source)
+        raise InputError(f"{shown} cannot be fetched; give a file, or an address that begins with https:// or http://")
     path, signature_path = Path(source), Path(f"{source}.sig")
     content = _read(path, MOST_BYTES)
     signature = _read(signature_path, MOST_SIGNATURE_BYTES) if os.path.lexists(signature_path) else None
@@ -132,35 +143,31 @@ def _download(url: str, most: int) -> bytes | None:
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdecimal() else None
             if expected is not None and expected > most:
-                raise _too_large(_shown(url), most)
+                raise _too_large(without_secrets(url), most)
             while part := response.read1(1 << 16):
                 content += part
                 if len(content) > most:
-                    raise _too_large(_shown(url), most)
+                    raise _too_large(without_secrets(url), most)
                 if time.monotonic() > deadline:
-                    raise InputError(f"{_shown(url)} is not here after {DOWNLOAD_S:g} s; try again")
+                    raise InputError(f"{without_secrets(url)} is not here after {DOWNLOAD_S:g} s; try again")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (403, 404, 410):
             return None
-        raise InputError(f"{_shown(url)} cannot be fetched: the server answers {error.code}; try again") from None
+        raise InputError(
+            f"{without_secrets(url)} cannot be fetched: the server answers {error.code}; try again"
+        ) from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         said = getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
-        raise InputError(f"{_shown(url)} cannot be fetched: {said}; try again") from None
+        raise InputError(f"{without_secrets(url)} cannot be fetched: {said}; try again") from None
     if expected is not None and len(content) < expected:
-        raise InputError(f"{_shown(url)} broke off after {len(content)} of {expected} bytes; try again")
+        raise InputError(f"{without_secrets(url)} broke off after {len(content)} of {expected} bytes; try again")
     return bytes(content)
 
 
 def _too_large(source: str, most: int) -> InputError:
     return InputError(f"{source} has more than the {most / 1e6:g} MB that it may have")
-
-
-def _shown(url: str) -> str:
-    """An address without what may be secret in it."""
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _plain(name: str) -> str:

@@ -14,8 +14,8 @@ from maskfer_edge.results import FrameResult
 
 # Frames that may wait for an output.
 WAITING = 8
-# How long an output may take to finish what waits for it, and itself.
-CLOSING_S = 1.5
+# How long an output may take to write what waits for it, and then to finish what it has in hand.
+CLOSING_S = 0.9
 
 Draw = Callable[[UInt8Array, FrameResult], UInt8Array]
 
@@ -89,8 +89,12 @@ class OutputThread:
         while self._wait and not failed and self._thread.is_alive() and not self._stopping():
             self._thread.join(timeout=0.1)
         self._thread.join(timeout=CLOSING_S)
+        with self._changed:
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
+        self._thread.join(timeout=CLOSING_S)
         if self._thread.is_alive() and self.error is None:
-            self.error = OutputError(f"{self.output.name} did not finish in {CLOSING_S:g} s and was left")
+            self.error = OutputError(f"{self.output.name} did not finish in {2 * CLOSING_S:g} s and was left")
 
     def close(self, failed: bool) -> None:
         """Close the output, unless it hangs. Raises what it raised, now or before."""

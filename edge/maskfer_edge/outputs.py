@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from maskfer_edge.results import FrameResult
 LEAST_FREE_BYTES = 4_000_000
 # A camera that stood still for longer than this does not fill a recording with copies of its last frame.
 LONGEST_GAP_S = 5.0
+# A recording that nothing was written to for so long is no run's any more.
+LEFT_S = 600.0
 
 
 class Output(ABC):
@@ -159,7 +162,7 @@ class LineFile(Output):
         except BrokenPipeError:
             raise
         except OSError as error:
-            if seekable:
+            if seekable and not self._file.closed:  # as it is where a rotation failed
                 with suppress(OSError):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
@@ -223,6 +226,15 @@ class CsvFile(LineFile):
         )
 
 
+def _remove_left(path: Path) -> None:
+    """Remove what killed recordings of this name have left: pictures of people that nobody would look for."""
+    for left in path.parent.glob(".*.partial*") if path.parent.is_dir() else ():
+        if left.name.startswith(f".{path.stem}.") and left.suffix == path.suffix:
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > LEFT_S:  # else another run may still write it
+                    left.unlink()
+
+
 class VideoRecording(Output):
     """An annotated video. The file appears when the recording ends well, or not at all."""
 
@@ -238,6 +250,7 @@ class VideoRecording(Output):
             raise OutputError(f"{path} must end in .mp4 or .avi")
         self.name, self.path, self.fps = str(path), path, fps
         self._stack = ExitStack()
+        _remove_left(path)
         self._partial = self._stack.enter_context(whole_file(path, overwrite))
         self._writer: Any = None
         self._size_wh = (0, 0)
@@ -250,7 +263,7 @@ class VideoRecording(Output):
         if self._writer is None:
             self._open(annotated, frame.time)
         due = round((frame.time - self._first_time) * self.fps) + 1 - self._written
-        if due > LONGEST_GAP_S * self.fps:
+        if abs(due) > LONGEST_GAP_S * self.fps:  # backwards: the clock was set
             self._first_time += (due - 1) / self.fps
             due = 1
         if due > 0:

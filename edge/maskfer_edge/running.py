@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -10,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.board import Throttle
 from maskfer_edge.browser import BrowserCamera, BrowserView
 from maskfer_edge.browser_server import BrowserServer
@@ -97,7 +99,8 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
             host, port = address(settings.browser or DEFAULT_BROWSER, "browser")
             token = settings.token or os.environ.get("MASKFER_TOKEN", "")
             server = stack.enter_context(BrowserServer(host, port, token))
-            tell(f"live view: {server.url}")
+            # what is no terminal is a log, which others read
+            tell(f"live view: {server.url if sys.stderr.isatty() else without_secrets(server.url)}")
         if settings.source == "auto":
             settings = replace(settings, source=pick_source())
             tell(f"source: {settings.source}")
@@ -110,7 +113,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         if settings.blur:
             # rather too much than a face in the clear: also where one was found once, or long ago
             pipeline.tracker.coast = pipeline.tracker.patience
-            pipeline.reads_all_new = True
+            pipeline.reads_all_new = pipeline.tracker.covers = True
         elif camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:

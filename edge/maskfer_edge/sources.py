@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from maskfer_edge.addresses import without_secrets
 from maskfer_edge.camera_devices import STREAM_SCHEMES, NetworkStream, PiCamera, UsbCamera
 from maskfer_edge.camera_files import InRealTime, PictureFiles, Repeated, VideoFile
 from maskfer_edge.cameras import Camera
@@ -49,7 +50,7 @@ def open_camera(source: str, options: CameraOptions | None = None) -> Camera:
     options = options or CameraOptions()
     if source == "picamera":
         return PiCamera(options.size_wh, options.fps)
-    if source.startswith(STREAM_SCHEMES):
+    if source.lower().startswith(STREAM_SCHEMES):
         return NetworkStream(source)
     if source.startswith("usb:"):
         number = source.removeprefix("usb:")
@@ -72,7 +73,7 @@ def _open_file(source: str) -> Camera:
             raise InputError(f"{path} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
         return PictureFiles(source, paths)
     if not path.exists():
-        raise InputError(f"source {source!r} does not exist; give {SOURCES}")
+        raise InputError(f"source {without_secrets(source)!r} does not exist; give {SOURCES}")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return PictureFiles(source, [path])
     return VideoFile(path)

@@ -52,7 +52,12 @@ class Track:
 
 
 class Tracker:
-    """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own)."""
+    """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own).
+
+    Attributes:
+        covers: Whether the box of a face that was missed also holds the place where it was found last: it may have
+            moved on, or stopped.
+    """
 
     def __init__(
         self,
@@ -83,6 +88,7 @@ class Tracker:
         self.min_confidence, self.lead = min_confidence, lead
         self.least_overlap, self.newest_share = least_overlap, newest_share
         self.patience, self.coast, self.confirm = patience, coast, confirm
+        self.covers = False
         self._tracks: list[Track] = []
         self._next_number = 1
 
@@ -142,7 +148,7 @@ class Tracker:
         return tuple(
             face_result(
                 track.number,
-                track.box_at(frame),
+                self._shown_box(track, frame),
                 track.detector_score,
                 track.scores,
                 self.min_confidence,
@@ -152,6 +158,13 @@ class Tracker:
             if track.scores is not None
         )
 
+    def _shown_box(self, track: Track, frame: int) -> Box:
+        box = track.box_at(frame)
+        if not (self.covers and track.misses):
+            return box
+        x, y, w, h = (round(side) for side in track.box)
+        return _around(box, (x, y, w, h))
+
     def expected(self, frame: int) -> list[Box]:
         """Where the faces that were seen lately should be in a frame."""
         return [track.box_at(frame) for track in self._tracks if track.misses <= self.coast]
@@ -159,6 +172,12 @@ class Tracker:
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""
         self._tracks = []
+
+
+def _around(a: Box, b: Box) -> Box:
+    """The smallest box that holds two."""
+    left, top = min(a[0], b[0]), min(a[1], b[1])
+    return left, top, max(a[0] + a[2], b[0] + b[2]) - left, max(a[1] + a[3], b[1] + b[3]) - top
 
 
 def _move(track: Track, frame: int, detection: Detection) -> None:

@@ -431,6 +431,24 @@ def test_the_server_ends_in_two_seconds_with_pages_open(site, monkeypatch):
     site.server.close()  # once more
 
 
+def test_the_server_outlives_a_connection_that_could_not_be_taken(site, monkeypatch):
+    start, failed = threading.Thread.start, []
+
+    def start_or_not(thread):
+        if not failed and thread.name.startswith("Thread-"):  # websockets names its own no other way
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_not)
+    socket.create_connection(("127.0.0.1", site.server.port), timeout=5).close()
+    wait_for(lambda: failed)
+    link = http.client.HTTPConnection("127.0.0.1", site.server.port, timeout=5)
+    link.request("GET", "/")
+    assert link.getresponse().status == 200
+    link.close()
+
+
 def test_a_port_is_free_again_after_closing():
     with BrowserServer(port=0) as server:
         port = server.port

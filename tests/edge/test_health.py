@@ -29,6 +29,15 @@ def test_rate_and_age_are_of_the_newest_frames(clock):
     assert (health.fps, health.frame_age_s, health.seconds) == (10.0, 0.1, 1.1)
 
 
+def test_the_rate_falls_while_nothing_flows(clock):
+    meter = HealthMeter()
+    for _ in range(11):
+        meter.add(FrameResult(0.0, 0, (FACE,), 1.0), {})
+        clock[0] += 0.1
+    clock[0] += 98.9
+    assert meter.snapshot().fps == 0.1
+
+
 def test_percentiles_are_by_stage():
     meter = HealthMeter()
     for took in range(101):

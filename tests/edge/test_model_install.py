@@ -83,6 +83,7 @@ def test_names_are_plain(name, plain):
         ("http://127.0.0.1:1/m.tflite", "cannot be fetched: Connection refused; try again"),
         ("http://127.0.0.1:port/m.tflite", "cannot be fetched: "),
         ("http://[::1/m.tflite", "is no address"),
+        ("https://user:secret@127.0.0.1:1/m.tflite", "https://127.0.0.1:1/m.tflite cannot be fetched with a password"),
     ],
 )
 def test_what_cannot_be_fetched_is_one_line(source, said):

@@ -102,7 +102,7 @@ def test_an_output_that_never_comes_back_is_left(monkeypatch):
     monkeypatch.setattr(module, "CLOSING_S", 0.1)
     held = HeldOutput()
     taking = feed([held], 1)
-    with pytest.raises(OutputError, match=r"fake did not finish in 0\.1 s"):
+    with pytest.raises(OutputError, match=r"fake did not finish in 0\.2 s"):
         taking.finish(failed=False)
     held.go_on.set()
 
@@ -120,6 +120,27 @@ def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
         taking.finish(failed=False)
     assert time.monotonic() - started < 2
     held.go_on.set()
+
+
+def test_a_slow_output_ends_in_order_without_what_waits_for_it(monkeypatch):
+    monkeypatch.setattr(module, "CLOSING_S", 0.2)
+
+    class Slow(FakeOutput):
+        keeps_all = True
+
+        def write(self, *arguments):
+            time.sleep(0.15)
+            return super().write(*arguments)
+
+    slow, stop = Slow(), threading.Event()
+    taking = OutputSet([slow], no_drawing, live=False, stopping=stop.is_set)
+    for index in range(module.WAITING):
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    stop.set()
+    taking.finish(failed=False)
+    assert slow.closed == "well"
+    assert 0 < len(slow.results) < module.WAITING
+    assert len(slow.results) + taking.threads[0].dropped == module.WAITING
 
 
 def test_after_a_failure_nothing_more_is_written():

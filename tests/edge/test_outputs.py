@@ -1,7 +1,9 @@
 import csv
 import errno
 import json
+import os
 import shutil
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -22,9 +24,9 @@ def picture(value=100, shape=(48, 64, 3)):
 
 
 def feed(output, times, shape=(48, 64, 3)):
-    for index, time in enumerate(times):
+    for index, at in enumerate(times):
         image = picture(shape=shape)
-        output.write(Frame(image, index, time), FrameResult(time, index, (FACE,), 1.0), image)
+        output.write(Frame(image, index, at), FrameResult(at, index, (FACE,), 1.0), image)
 
 
 def read_back(path):
@@ -167,6 +169,14 @@ def test_a_recording_appears_only_when_it_is_closed(tmp_path):
     assert (tmp_path / "a.mp4").exists()
 
 
+def test_what_a_killed_recording_left_is_removed(tmp_path):
+    for name, age in ((".a.0123.partial.mp4", 3600), (".a.4567.partial.mp4", 0), (".b.0123.partial.mp4", 3600)):
+        (tmp_path / name).write_text("left")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    VideoRecording(tmp_path / "a.mp4", 10.0).close()
+    assert names(tmp_path) == [".a.4567.partial.mp4", ".b.0123.partial.mp4"]
+
+
 @pytest.mark.parametrize("times", [[], [0.0, 0.1]])
 def test_a_failed_recording_leaves_nothing(tmp_path, times):
     output = VideoRecording(tmp_path / "a.mp4", 10.0)
@@ -226,8 +236,16 @@ def test_a_recording_that_lost_frames_is_refused(tmp_path):
         ([100.0, 100.01, 100.02, 100.1], 2),
         ([100.0, 100.1, 200.0, 200.1], 4),
         ([100.0, 100.1, 200.0], 3),
+        ([100.0, 100.1, 40.0, 40.1, 40.2], 5),
     ],
-    ids=["even", "a gap repeats", "too fast leaves out", "a long gap is skipped", "a long gap at the end"],
+    ids=[
+        "even",
+        "a gap repeats",
+        "too fast leaves out",
+        "a long gap is skipped",
+        "a long gap at the end",
+        "set back",
+    ],
 )
 def test_a_recording_keeps_the_source_s_time(tmp_path, times, frames):
     output = VideoRecording(tmp_path / "a.avi", 10.0)
@@ -321,6 +339,15 @@ def test_a_file_that_grows_too_large_is_rotated(tmp_path):
     frames = [json.loads(line)["frame"] for name in ("a.jsonl.2", "a.jsonl.1", "a.jsonl")
               for line in (tmp_path / name).read_text().splitlines()]  # fmt: skip
     assert frames == list(range(frames[0], 20))
+
+
+def test_a_rotation_that_fails_is_an_output_error(tmp_path):
+    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000, keep=2)
+    (tmp_path / "a.jsonl.1").mkdir()
+    (tmp_path / "a.jsonl.2").write_text("a file where a folder would go")
+    with pytest.raises(OutputError, match=r"a\.jsonl cannot be written"):
+        feed(output, range(20))
+    output.close(failed=True)
 
 
 def test_a_rotated_csv_has_its_names_in_each_file(tmp_path):

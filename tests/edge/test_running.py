@@ -1,4 +1,5 @@
 import json
+import sys
 import urllib.request
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_auto_says_what_it_picked(monkeypatch):
     made, _ = run(told.append, source="auto")
     assert "source: demo" in told
     assert made.settings.source == "demo"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_token_of_the_live_view_is_in_no_log(monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    told = []
+    run(told.append, browser="127.0.0.1:0", token="sesame")
+    (line,) = (line for line in told if line.startswith("live view"))
+    assert ("sesame" in line) is terminal
 
 
 def test_without_a_camera_auto_is_one_line(monkeypatch):

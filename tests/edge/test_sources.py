@@ -115,7 +115,7 @@ def test_a_device_s_path_is_a_usb_camera(video_capture):
     assert (camera.name, camera._capture.settings[cv2.CAP_PROP_FRAME_WIDTH]) == ("usb:/dev/null", 320)
 
 
-@pytest.mark.parametrize("source", ["rtsp://camera/stream", "http://camera/video"])
+@pytest.mark.parametrize("source", ["rtsp://camera/stream", "http://camera/video", "RTSP://camera/stream"])
 def test_an_address_is_a_stream(video_capture, source):
     camera = open_camera(source)
     assert isinstance(camera, NetworkStream)

@@ -39,6 +39,18 @@ def test_a_face_that_moves_a_little_keeps_its_number():
     assert [numbers(update(tracker, i, [face(moved(5 * i))])) for i in range(4)] == [[1]] * 4
 
 
+def test_what_is_to_be_covered_is_so_where_it_was_found_and_where_it_may_be():
+    tracker = Tracker(coast=10)
+    tracker.covers = True
+    for frame in range(4):
+        update(tracker, frame, [face(moved(10 * frame))])
+    assert tracker.results(4)[0].box[2] == BOX[2]
+    tracker.detected(8, [])
+    x, y, width, height = tracker.results(8)[0].box
+    assert (x, y, height) == (BOX[0] + 30, BOX[1], BOX[3])
+    assert width > BOX[2] + 20
+
+
 def test_a_face_elsewhere_gets_a_new_number():
     tracker = Tracker()
     update(tracker, 0, [face()])

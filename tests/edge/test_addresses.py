@@ -1,0 +1,20 @@
+import pytest
+
+from maskfer_edge.addresses import without_secrets
+
+
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ("rtsp://user:secret@camera/stream", "rtsp://camera/stream"),
+        ("RTSP://user:sec@ret@camera:554/x", "RTSP://camera:554/x"),
+        ("http://camera/v.mjpg?user=a&pwd=secret", "http://camera/v.mjpg"),
+        ("http://camera/v.mjpg?mail=a@secret", "http://camera/v.mjpg"),
+        ("http://door:8090/?token=secret", "http://door:8090/"),
+        ("https://user@host/m.tflite#secret", "https://host/m.tflite"),
+        ("usb:0", "usb:0"),
+        ("a clip?.mp4", "a clip?.mp4"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret(source, shown):
+    assert without_secrets(source) == shown

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,8 @@ class BrowserServer:
             self._own_hosts = {f"{name}:{self.port}" for name in names} | {n for n in names if self.port == 80}
         name = socket.gethostname() if address.is_unspecified else shown
         self.url = f"http://{name}:{self.port}/" + (f"?token={quote(token, safe='')}" if token else "")
-        self._server = serve(
+        self._new_server = partial(
+            serve,
             self._serve,
             sock=listening,
             process_request=self._answer,
@@ -173,14 +175,19 @@ class BrowserServer:
             # others' broken requests are no news for this terminal
             logger=logging.Logger("maskfer browser", logging.CRITICAL),
         )
+        self._server = self._new_server()
         threading.Thread(target=self._serve_on, name="browser", daemon=True).start()
 
     def _serve_on(self) -> None:
-        """Serve until `close`, though a connection could not be taken for want of threads or files."""
-        while not self._closing:
+        """Serve until `close`; go on anew after a connection could not be taken for want of threads or files."""
+        while True:
             with suppress(RuntimeError):
                 self._server.serve_forever()
             time.sleep(TRY_AGAIN_S)
+            with self._lock:
+                if self._closing:
+                    return
+                self._server = self._new_server()
 
     def close(self) -> None:
         """End every connection and free the port, within 2 s; may be called twice."""

@@ -431,24 +431,31 @@ def test_the_server_ends_in_two_seconds_with_pages_open(site, monkeypatch):
     site.server.close()  # once more
 
 
-# websockets leaves the connection that it could not take to the garbage collector
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_the_server_outlives_a_connection_that_could_not_be_taken(site, monkeypatch):
-    start, failed = threading.Thread.start, []
+def test_the_server_outlives_a_connection_that_could_not_be_taken(monkeypatch):
+    made = []
 
-    def start_or_not(thread):
-        if not failed and thread.name.startswith("Thread-"):  # websockets' own
-            failed.append(thread)
-            raise RuntimeError("can't start new thread")
-        start(thread)
+    class Server:
+        """The first ends as websockets' does when no thread can be started."""
 
-    monkeypatch.setattr(threading.Thread, "start", start_or_not)
-    socket.create_connection(("127.0.0.1", site.server.port), timeout=5).close()
-    wait_for(lambda: failed)
-    link = http.client.HTTPConnection("127.0.0.1", site.server.port, timeout=5)
-    link.request("GET", "/")
-    assert link.getresponse().status == 200
-    link.close()
+        def __init__(self, handler, *, sock, **options):
+            self.sock, self.ended = sock, threading.Event()
+            made.append(self)
+
+        def serve_forever(self):
+            if self is made[0]:
+                raise RuntimeError("can't start new thread")
+            self.ended.wait(5)
+
+        def shutdown(self):
+            self.sock.close()
+            self.ended.set()
+
+    monkeypatch.setattr("websockets.sync.server.serve", Server)
+    with BrowserServer(port=0):
+        wait_for(lambda: len(made) == 2)
+        assert made[0].sock is made[1].sock
+        assert made[1].sock.fileno() >= 0
+    assert made[1].ended.is_set()
 
 
 def test_a_port_is_free_again_after_closing():

@@ -557,6 +557,15 @@ def test_a_record_damaged_by_a_power_cut_is_made_again(tmp_path, small_source, r
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_picture_that_a_power_cut_left_out_is_made_again(tmp_path, small_source, read_folder, monkeypatch, damage):
+    build(small_source, tmp_path / "whole")
+    start(small_source, tmp_path / "out", monkeypatch)
+    damage(next((tmp_path / "out.partial/masked").rglob("*.png")))
+    build(small_source, tmp_path / "out")
+    assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"variants": 2}, {"coco": True}, {"dedupe": True}, {"fit": "homography"}, {"worn": ("chin",)},

@@ -29,18 +29,18 @@ def test_a_machine_without_gpu_has_none(monkeypatch):
 def test_spreading_needs_jax(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "tensorflow")
     with pytest.raises(InputError, match=r"JAX.*tensorflow.*KERAS_BACKEND=jax"):
-        devices.spread(32)
+        devices.spread_over(32)
 
 
 def test_one_device_is_nothing_to_spread_over(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"])
     with pytest.raises(InputError, match=r"several devices.*cpu:0"):
-        devices.spread(32)
+        devices.spread_over(32)
 
 
 def test_a_batch_must_split_evenly(monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0", "cpu:1", "cpu:2"])
     with pytest.raises(InputError, match="32 cannot be split evenly over 3"):
-        devices.spread(32)
+        devices.spread_over(32)

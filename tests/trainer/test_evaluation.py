@@ -120,6 +120,12 @@ def test_an_existing_output_is_refused(keras_model, dataset, tmp_path):
         evaluate(keras_model, dataset, tmp_path)
 
 
+def test_an_output_that_cannot_be_made_is_refused_before_the_work(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(OutputError, match=r"a/b cannot be made"):
+        evaluate(tmp_path / "missing.keras", dataset, tmp_path / "a/b")
+
+
 @pytest.mark.parametrize("name", ["missing.keras", "missing.tflite", "missing.h5"])
 def test_a_missing_model_is_named(dataset, tmp_path, name):
     with pytest.raises(InputError, match=name):

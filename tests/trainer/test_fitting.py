@@ -313,6 +313,16 @@ def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tm
         fit(dataset, tmp_path / "run", settings(), initial=lean_run / "model.keras", verbose=0)
 
 
+@pytest.mark.parametrize("as_what", ["initial", "teacher"])
+def test_what_has_learned_from_faces_that_would_judge_is_refused(tmp_path, dataset, lean_run, as_what):
+    known = lean_run / "model.keras"
+    given = {"initial": known} if as_what == "initial" else {"teachers": [known]}
+    more = settings(validation_share=settings().validation_share + 0.1)
+    with pytest.raises(InputError, match=r"model\.keras has learned from faces.*--validation-share 0\.\d+ or less"):
+        fit(dataset, tmp_path / "run", more, **given, verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):
     with pytest.raises(InputError, match="started otherwise"):
         fit(dataset, lean_run, settings(), initial=lean_run / "model.keras", resume=True, verbose=0)

@@ -271,6 +271,22 @@ def test_all_detected_faces_of_a_picture_are_masked_in_it(portrait):
     assert all(change[covered([r["polygon"]], truth.shape)].mean() > 20 for r in records)
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_face_that_no_mask_fits_takes_the_others_none(portrait, monkeypatch, failing):
+    made, put_on = [], picture.put_on
+
+    def put_on_or_not(*arguments):
+        made.append(arguments)
+        if len(made) - 1 == failing:
+            raise InputError("the mask lies outside the picture")
+        return put_on(*arguments)
+
+    monkeypatch.setattr(picture, "put_on", put_on_or_not)
+    records, files = mask(encoded(pair(portrait)), protocol="detected", faces="all")
+    assert [record["stem"] for record in records] == [["face+1"], ["face"]][failing]
+    assert "masked/train/happy/face.png" in files
+
+
 def test_detected_faces_of_one_picture_wear_masks_of_their_own(portrait):
     records, _ = mask(encoded(pair(portrait)), protocol="detected", faces="all")
     assert records[0]["mask"] != records[1]["mask"]

@@ -66,6 +66,14 @@ def test_a_pictures_side_does_not_depend_on_other_files(tmp_path):
     assert [many[photo.path] for photo in few] == [photo.split for photo in few]
 
 
+def test_a_zip_may_name_the_folder_that_it_was_made_in(tmp_path):
+    names = [f"./{name}" for name in BOTH]
+    source = PhotoSource(make_zip(tmp_path / "a.zip", names))
+    photographs = source.photographs(0)
+    assert [p.path for p in photographs] == sorted(BOTH)
+    assert source.read(photographs[0].path).startswith(f"./{photographs[0].path}".encode())
+
+
 def test_another_seed_splits_otherwise(tmp_path):
     source = PhotoSource(make_zip(tmp_path / "a.zip", plain_layout(60)))
     assert [p.split for p in source.photographs(0)] != [p.split for p in source.photographs(1)]

@@ -206,9 +206,10 @@ def test_fit_takes_a_file_of_settings_and_says_what_it_runs_on(run_main, monkeyp
 def test_a_backend_that_is_not_there_is_one_line(run_main, monkeypatch, tmp_path, backend, said):
     monkeypatch.setenv("KERAS_BACKEND", backend)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    ran = run_main(main, "fit", tmp_path, "--out", tmp_path / "run")
-    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert said in ran.err
+    for command in (("fit", tmp_path, "--out", tmp_path / "run"), ("networks",), ("evaluate", "a.keras", tmp_path)):
+        ran = run_main(main, *command)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+        assert said in ran.err
 
 
 def test_networks_are_listed_with_their_size(run_main):
@@ -254,6 +255,8 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
             "unknown detector 'eyes'",
         ),
         (["evaluate", "missing.keras", "missing"], "missing.keras cannot be read"),
+        (["evaluate", "missing.keras", "missing", "--detector", "haar"], "--detector goes with --through-detector"),
+        (["build-dataset", ".", "out", "--scheduler", "tcp://h:1", "--workers", "2"], "leave one out"),
         (["evaluate", "missing.keras", "missing", "--out", "."], "already there"),
     ],
 )

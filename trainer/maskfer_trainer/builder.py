@@ -29,8 +29,8 @@ from maskfer_trainer.workers import run_here, run_on_cluster
 
 MANIFEST_VERSION = 2
 BATCH = 32
-# What a picture may come to on disk, masked and bare: a guess on the safe side for 48-pixel crops.
-BYTES_A_PICTURE = 8192
+# What a picture may come to on disk: a guess on the safe side for 48-pixel crops.
+BYTES_A_PICTURE = 4096
 
 Progress = Callable[[int, int], None]
 
@@ -98,7 +98,8 @@ def build_dataset(
     remaining = [photo for photo in photographs if photo.path not in done]
     batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
     try:
-        check_space(partial, BYTES_A_PICTURE * len(remaining))
+        pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
+        check_space(partial, BYTES_A_PICTURE * pictures * len(remaining))
         for part in ("masked", "bare", "truth"):
             for split, folder in {(photo.split, CLASS_FOLDERS[photo.label]) for photo in photographs}:
                 if part == "masked" or (settings.keep_bare if part == "bare" else settings.ground_truth):
@@ -140,11 +141,24 @@ def _resume(partial: Path, header: Record) -> dict[str, Record]:
             for line in log.read_text().splitlines(keepends=True):
                 with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
                     result = json.loads(line)
-                    done[result["source"]] = result
+                    if all(_is_there(partial, name) for name in _files_of(result)):
+                        done[result["source"]] = result
             log.write_text("".join(json.dumps(result) + "\n" for result in done.values()))
         return done
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
+
+
+def _files_of(result: Record) -> set[str]:
+    """The files that were made of a source's picture."""
+    kinds = ("picture", "bare", "truth")
+    return {record[kind] for record in result.get("records", ()) for kind in kinds if kind in record}
+
+
+def _is_there(partial: Path, name: str) -> bool:
+    """Whether a file was written: a power cut may leave it missing or empty though the log has it."""
+    file = partial / name
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _died(photo: Photograph) -> Record:

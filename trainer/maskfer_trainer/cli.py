@@ -73,6 +73,8 @@ def build_dataset_command(
         from maskfer_trainer.progress import progress_bar
         from maskfer_trainer.templates import load_template
 
+    if scheduler is not None and workers:
+        raise InputError("--workers is of this machine, and --scheduler has its own; leave one out")
     own = tuple(load_template(path) for path in templates or ())
     settings = BuildSettings(
         kinds=tuple(kinds) if kinds else () if own else tuple(KINDS),
@@ -135,6 +137,7 @@ def masks_command(
 @app.command("networks")
 def networks_command() -> None:
     """List the networks, with their parameters and multiply-accumulates a face."""
+    _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.networks import ARCHITECTURES, multiply_accumulates
 
@@ -342,7 +345,9 @@ def evaluate_detector_command(
     photos: Annotated[Path, typer.Argument(help="Folder of photographs with boxes.csv.")],
     detector_model: Annotated[Path | None, typer.Option(help="YuNet's .onnx.")] = None,
     half: Annotated[str, typer.Option(help="all, or the half named tuning or testing.")] = "all",
-    threshold: Annotated[float | None, typer.Option(help="Of the learned detector; default: the file's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Of the learned detector; default: the file's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Draw the precision-recall curve into this PNG.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -392,17 +397,26 @@ def evaluate_command(
     through_detector: Annotated[
         bool, typer.Option("--through-detector", help="Also place the faces in pictures, and find them as at the edge.")
     ] = False,
-    detector: Annotated[str, typer.Option(help="By which detector: learned or haar.")] = "learned",
+    detector: Annotated[str | None, typer.Option(help="By which detector: learned or haar. Default: learned.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""
+    if detector is not None and not through_detector:
+        raise InputError("--detector goes with --through-detector; give both, or neither")
+    if model.suffix == ".keras":
+        _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.evaluation import as_text, evaluate
         from maskfer_trainer.progress import progress_bar
     # outside, as what keeps native libraries quiet also keeps the bar from the terminal
     with progress_bar("Finding faces") as progress:
         evaluation = evaluate(
-            model, dataset, out, mirror=mirror, detector=detector if through_detector else "", progress=progress
+            model,
+            dataset,
+            out,
+            mirror=mirror,
+            detector=(detector or "learned") if through_detector else "",
+            progress=progress,
         )
     if json_:
         print_json(evaluation)

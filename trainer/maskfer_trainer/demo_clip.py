@@ -23,7 +23,7 @@ SIZE_WH = (480, 360)
 FPS = 15
 FRAMES_A_MASK = 54
 ENLARGED = 2
-# Those that the Haar cascade, the only detector as yet, sees; it is blind to dark masks.
+# Those that the Haar cascade sees as well, which is blind to dark masks.
 WORN = (("surgical", Wearing(top=0.55)), ("kn95", Wearing((40.0, 0.03, 0.7), top=0.55)))
 
 

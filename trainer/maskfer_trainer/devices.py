@@ -32,8 +32,8 @@ def describe() -> str:
     return f"Training on GPU {found[0]}{rest}, by {backend}."
 
 
-def spread(batch_size: int) -> list[str]:
-    """Split each batch over all devices of this machine, by Keras' distribution API; gives their names.
+def spread_over(batch_size: int) -> list[str]:
+    """The names of all devices of this machine, over which batches of that size can be split.
 
     Raises:
         InputError: If the backend is not JAX, the only one for which that interface spreads data,
@@ -51,5 +51,9 @@ def spread(batch_size: int) -> list[str]:
         raise InputError(
             f"a batch of {batch_size} cannot be split evenly over {len(devices)} devices; change --batch-size"
         )
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))
     return list(devices)
+
+
+def spread(devices: list[str]) -> None:
+    """Split each batch over devices from now on, by Keras' distribution API."""
+    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -116,6 +117,8 @@ def evaluate(
     """
     if out is not None and out.exists():
         raise OutputError(f"{out} is already there; name another folder")
+    if out is not None and not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
+        raise OutputError(f"{out} cannot be made: its folder cannot be written to; name another")
     finder = open_detector(detector) if detector else None
     with quiet_native_libraries():
         predict, margins = open_model(model, mirror=mirror)
@@ -143,9 +146,9 @@ def evaluate(
             out.mkdir(parents=True)
         except OSError as error:
             raise OutputError(f"{out} cannot be made: {error.strerror}") from error
+        write_whole(out / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
         for part, figures in evaluation.parts.items():
             draw_confusion(figures, f"{model.name} on {part} test faces", out / f"confusion-{part}.png")
-        write_whole(out / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
     return evaluation
 
 

@@ -22,8 +22,8 @@ from maskfer_edge.files import read_bytes
 from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
-from maskfer_trainer.devices import spread
-from maskfer_trainer.keras_file import embed_metadata, predict_views, take_weights
+from maskfer_trainer.devices import spread, spread_over
+from maskfer_trainer.keras_file import embed_metadata, predict_views, says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import (
     History,
@@ -63,8 +63,8 @@ def fit(
         dataset: Made by ``trainer build-dataset``.
         run: Folder to make, see `run_folder`.
         settings: How to train.
-        initial: A `.keras` of the same architecture whose weights to start from. Give the same
-            validation share as it was trained with, or it will have seen the validation part.
+        initial: A `.keras` of the same architecture whose weights to start from; trained with at least the same
+            validation share, as it would have seen the validation part.
         teachers: `.keras` files whose scores of the training faces count for `FitSettings.teacher_share`
             of the target, see `teachers.ask`. The same care with the validation part.
         resume: Go on with the run that `run` holds.
@@ -86,14 +86,21 @@ def fit(
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     if teachers:
         config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
+    for known in ([initial] if initial else []) + list(teachers):
+        share = says_of_itself(known).get("settings", {}).get("validation_share", 1)
+        if share < settings.validation_share:
+            raise InputError(
+                f"{known} has learned from faces that would be validated on; give --validation-share {share} or less"
+            )
     check_run(run, config, resume)
     if resume and (run / "model.keras").exists():
         return run / "model.keras"
-    devices = spread(settings.batch_size) if distribute else []
+    devices = spread_over(settings.batch_size) if distribute else []
     keras.utils.set_random_seed(settings.seed)
     batches, validation = _batches(dataset, settings, teachers, say)
     say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
     if devices:
+        spread(devices)  # not before the teachers were asked: their last batch need not split evenly
         say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
         # what is judged must split evenly too
         validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))

@@ -141,15 +141,23 @@ class PictureMasker:
             if self.settings.ground_truth:
                 of_picture["truth"] = f"truth/{folder}/{stem}.png"
             masked, cover = image, np.zeros_like(grey)
+            worn, failure = 0, None
             for number, face in enumerate(faces):
                 name = stem if number == 0 else f"{stem}+{number}"
                 choice = f"{photo.path} {variant} {number}"
                 kind, wearing = draw_wearing(
                     self.settings.all_kinds, self.settings.worn, self.settings.seed, choice, self.settings.plain
                 )
-                result = put_on(masked, face.landmarks, kind, wearing, self.settings.fit, self.settings.plain)
+                try:
+                    result = put_on(masked, face.landmarks, kind, wearing, self.settings.fit, self.settings.plain)
+                except InputError as error:  # at the picture's edge, perhaps; the other faces are masked all the same
+                    failure = error
+                    continue
+                worn += 1
                 masked, cover = result.image, np.maximum(cover, result.cover)
                 records.append({**of_picture, "stem": name, **_describe(face, kind, wearing, result)})
+            if failure and not worn:
+                raise failure
             files[of_picture["picture"]] = _png(masked)
             if self.settings.ground_truth:
                 files[of_picture["truth"]] = _png(cover)

@@ -47,7 +47,7 @@ class Wearing:
     Attributes:
         colour: Of the cloth: hue in degrees, saturation and value from 0 to 1.
         second: Of straps, bindings, valves and printed patterns.
-        pattern: One of `masks.PATTERNS`, or "" for plain cloth.
+        pattern: One of `patterns.PATTERNS`, or "" for plain cloth.
         pattern_size: Size of the pattern, 1 as drawn.
         creases: How deep the cloth is creased, 0 to 1.
         worn: A key of `WORN`.

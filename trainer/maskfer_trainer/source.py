@@ -46,6 +46,7 @@ class PhotoSource:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._zip: zipfile.ZipFile | None = None
+        self._entries: dict[str, zipfile.ZipInfo] = {}
         if not root.exists():
             raise InputError(f"{root} does not exist; give a zip or a folder with train/<class>/ and test/<class>/")
         self.is_zip = root.is_file()
@@ -53,7 +54,7 @@ class PhotoSource:
             raise InputError(f"{root} is neither a folder nor a whole zip file")
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_zip": None}
+        return {**self.__dict__, "_zip": None, "_entries": {}}
 
     def read(self, path: str) -> bytes:
         """The bytes of one photograph. Raises InputError if it is damaged or gone."""
@@ -61,8 +62,10 @@ class PhotoSource:
             return read_bytes(self.root / path)
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.root)
+            # some packers write ./train/..., which a path here has not
+            self._entries = {str(PurePosixPath(entry.filename)): entry for entry in self._zip.infolist()}
         try:
-            return self._zip.read(path)
+            return self._zip.read(self._entries[path])
         except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, NotImplementedError) as error:
             raise InputError(f"{path} cannot be unpacked: {error}") from error
 

@@ -318,7 +318,7 @@ def test_what_has_learned_from_faces_that_would_judge_is_refused(tmp_path, datas
     known = lean_run / "model.keras"
     given = {"initial": known} if as_what == "initial" else {"teachers": [known]}
     more = settings(validation_share=settings().validation_share + 0.1)
-    with pytest.raises(InputError, match=r"model\.keras has learned from faces.*--validation-share 0\.\d+ or less"):
+    with pytest.raises(InputError, match=r"model\.keras has learned from faces.*share of 0\.\d+ or less"):
         fit(dataset, tmp_path / "run", more, **given, verbose=0)
     assert not (tmp_path / "run").exists()
 

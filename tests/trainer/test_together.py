@@ -171,10 +171,11 @@ small = ["tiny:0"]
 for networks, more in (
     (["lean"], {{}}), (["leaner:0"], {{}}), (["lean:4294967296"], {{}}), ([*small, "tiny:00"], {{}}),
     (small, {{"teachers": [model]}}), (small, {{"resume": True}}), (small, {{"out": damaged, "resume": True}}),
-    (small, {{"arch": "large"}}),
+    (small, {{"arch": "large"}}), (small, {{"teachers": [damaged / "tiny-0" / "model.keras"], "share": 0.3}}),
 ):
     arch = more.pop("arch", "lean")
-    settings = FitSettings(arch=arch, epochs=2, batch_size=8, mixup=0.2, validation_share=0.2)
+    share = more.pop("share", 0.2)
+    settings = FitSettings(arch=arch, epochs=2, batch_size=8, mixup=0.2, validation_share=share)
     try: fit_together(data, more.pop("out", out), networks, settings, **more)
     except MaskferError as error: print(error)
 """
@@ -189,6 +190,7 @@ def test_what_cannot_be_trained_is_said_in_a_line(together, dataset, keras_model
         "give each network once, such as lean:0", "it must be a network of trainer fit, of masked and bare faces",
         "holds no run to go on with",
         "cannot be gone on with, it is damaged", "the settings are of architecture large; leave it out",
+        "model.keras has learned from faces that would be validated on; use a validation share of 0.2 or less",
     ]  # fmt: skip
     assert len(said) == len(expected)
     for line, part in zip(said, expected, strict=True):

@@ -27,7 +27,7 @@ from maskfer_edge.files import read_bytes, whole_file
 from maskfer_trainer.batches import by_face
 from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.fitting import read_parts, write_calibrated
-from maskfer_trainer.keras_file import says_of_itself, take_weights
+from maskfer_trainer.keras_file import check_validation_share, says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, read_from, write_history
 from maskfer_trainer.settings import FitSettings
@@ -76,6 +76,7 @@ def fit_together(
     parsed = [_parsed(name) for name in networks]
     if not parsed or len(set(parsed)) < len(parsed):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
+    check_validation_share(teachers, settings.validation_share)
     check_run(out, config, resume)
     made = [_made(*of_network) for of_network in parsed]
     teaching = [_teacher(path) for path in teachers]

@@ -23,7 +23,7 @@ from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import spread, spread_over
-from maskfer_trainer.keras_file import embed_metadata, predict_views, says_of_itself, take_weights
+from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import (
     History,
@@ -86,12 +86,7 @@ def fit(
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     if teachers:
         config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
-    for known in ([initial] if initial else []) + list(teachers):
-        share = says_of_itself(known).get("settings", {}).get("validation_share", 1)
-        if share < settings.validation_share:
-            raise InputError(
-                f"{known} has learned from faces that would be validated on; give --validation-share {share} or less"
-            )
+    check_validation_share([*([initial] if initial else []), *teachers], settings.validation_share)
     check_run(run, config, resume)
     if resume and (run / "model.keras").exists():
         return run / "model.keras"

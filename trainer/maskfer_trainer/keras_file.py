@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def says_of_itself(path: Path) -> dict[str, Any]:
     except (OSError, KeyError, ValueError, zipfile.BadZipFile):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def check_validation_share(known: Iterable[Path], share: float) -> None:
+    """Raise InputError if a network was trained with a smaller validation part, so has seen what would judge."""
+    for path in known:
+        its_own = says_of_itself(path).get("settings", {}).get("validation_share", 1)
+        if its_own < share:
+            raise InputError(
+                f"{path} has learned from faces that would be validated on; use a validation share of {its_own} or less"
+            )
 
 
 def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> FloatArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -228,8 +229,9 @@ class CsvFile(LineFile):
 
 def _remove_left(path: Path) -> None:
     """Remove what killed recordings of this name have left: pictures of people that nobody would look for."""
+    name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}\.partial{re.escape(path.suffix)}")
     for left in path.parent.glob(".*.partial*") if path.parent.is_dir() else ():
-        if left.name.startswith(f".{path.stem}.") and left.suffix == path.suffix:
+        if name.fullmatch(left.name):
             with suppress(OSError):
                 if time.time() - left.stat().st_mtime > LEFT_S:  # else another run may still write it
                     left.unlink()

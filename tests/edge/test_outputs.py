@@ -170,11 +170,12 @@ def test_a_recording_appears_only_when_it_is_closed(tmp_path):
 
 
 def test_what_a_killed_recording_left_is_removed(tmp_path):
-    for name, age in ((".a.0123.partial.mp4", 3600), (".a.4567.partial.mp4", 0), (".b.0123.partial.mp4", 3600)):
+    kept = [".a.4567cdef.partial.mp4", ".a.b.0123cdef.partial.mp4", ".b.0123cdef.partial.mp4"]
+    for name, age in ((".a.0123cdef.partial.mp4", 3600), (kept[0], 0), (kept[1], 3600), (kept[2], 3600)):
         (tmp_path / name).write_text("left")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     VideoRecording(tmp_path / "a.mp4", 10.0).close()
-    assert names(tmp_path) == [".a.4567.partial.mp4", ".b.0123.partial.mp4"]
+    assert names(tmp_path) == kept
 
 
 @pytest.mark.parametrize("times", [[], [0.0, 0.1]])

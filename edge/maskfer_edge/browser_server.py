@@ -38,9 +38,9 @@ SENDING_S = 10.0
 # Between two health reports to a page; also how soon a page that left is noticed.
 HEALTH_S = 1.0
 CLOSING_S = 1.0
-# Codes with which a WebSocket is closed (RFC 6455 and its registry).
 # Until connections are taken again, after one could not be.
 TRY_AGAIN_S = 0.2
+# Codes with which a WebSocket is closed (RFC 6455 and its registry).
 GOING_AWAY, UNSUPPORTED, TRY_AGAIN_LATER = 1001, 1003, 1013
 ENDED = "the program has ended"
 # A page of our own and nothing else: no foreign scripts, frames, forms or pictures, nothing kept, no token passed on.

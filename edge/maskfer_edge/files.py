@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,7 +43,7 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
         OutputError: If `path` exists and `overwrite` is false, or writing fails (disk full).
     """
     check_free(path, overwrite)
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(_partial_name(path, secrets.token_hex(4)))
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -62,6 +64,19 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _partial_name(path: Path, digits: str) -> str:
+    return f".{path.stem}.{digits}.partial{path.suffix}"
+
+
+def remove_left(path: Path, after_s: float) -> None:
+    """Remove what killed programs left of `path` under `whole_file`'s temporary names, unwritten for `after_s`."""
+    if path.parent.is_dir():
+        for left in path.parent.glob(_partial_name(Path(glob.escape(path.name)), "[0-9a-f]" * 8)):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > after_s:  # else another may still write it
+                    left.unlink()
 
 
 def write_whole(path: Path, content: bytes | str, overwrite: bool = False) -> None:

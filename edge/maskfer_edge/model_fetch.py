@@ -55,28 +55,22 @@ def fetch(source: str) -> Fetched:
     Raises:
         InputError: If the model cannot be read, ends too early, or is larger than `MOST_BYTES`.
     """
+    shown = without_secrets(source)
     if re.match(r"https?://", source):
         try:
             parts = urllib.parse.urlsplit(source)
         except ValueError as error:
-            raise InputError(f"{without_secrets(source)} is no address: {error}") from error
+            raise InputError(f"{shown} is no address: {error}") from error
         if "@" in parts.netloc:
-            shown = without_secrets(source)
             raise InputError(f"{shown} cannot be fetched with a password; fetch it otherwise, and give the file")
         beside = urllib.parse.urlunsplit(parts._replace(path=parts.path + ".sig"))
         content = _download(source, MOST_BYTES)
         if content is None:
-            raise InputError(f"{without_secrets(source)} is not there; check the address")
+            raise InputError(f"{shown} is not there; check the address")
         name = Path(urllib.parse.unquote(parts.path)).stem
-        return Fetched(
-            content,
-            _download(beside, MOST_SIGNATURE_BYTES),
-            _plain(name),
-            without_secrets(source),
-            without_secrets(beside),
-        )
+        signature = _download(beside, MOST_SIGNATURE_BYTES)
+        return Fetched(content, signature, _plain(name), shown, without_secrets(beside))
     if "://" in source:
-        shown = without_secrets(source)
         raise InputError(f"{shown} cannot be fetched; give a file, or an address that begins with https:// or http://")
     path, signature_path = Path(source), Path(f"{source}.sig")
     content = _read(path, MOST_BYTES)
@@ -136,33 +130,31 @@ def _read(path: Path, most: int) -> bytes:
 def _download(url: str, most: int) -> bytes | None:
     """What an address gives; None if the server says that it has nothing there."""
     deadline = time.monotonic() + DOWNLOAD_S
-    content = bytearray()
+    content, shown = bytearray(), without_secrets(url)
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "maskfer-edge"})
         with urllib.request.urlopen(request, timeout=SILENCE_S) as response:
             length = response.headers.get("Content-Length", "")
             expected = int(length) if length.isdecimal() else None
             if expected is not None and expected > most:
-                raise _too_large(without_secrets(url), most)
+                raise _too_large(shown, most)
             while part := response.read1(1 << 16):
                 content += part
                 if len(content) > most:
-                    raise _too_large(without_secrets(url), most)
+                    raise _too_large(shown, most)
                 if time.monotonic() > deadline:
-                    raise InputError(f"{without_secrets(url)} is not here after {DOWNLOAD_S:g} s; try again")
+                    raise InputError(f"{shown} is not here after {DOWNLOAD_S:g} s; try again")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (403, 404, 410):
             return None
-        raise InputError(
-            f"{without_secrets(url)} cannot be fetched: the server answers {error.code}; try again"
-        ) from None
+        raise InputError(f"{shown} cannot be fetched: the server answers {error.code}; try again") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         said = getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
-        raise InputError(f"{without_secrets(url)} cannot be fetched: {said}; try again") from None
+        raise InputError(f"{shown} cannot be fetched: {said}; try again") from None
     if expected is not None and len(content) < expected:
-        raise InputError(f"{without_secrets(url)} broke off after {len(content)} of {expected} bytes; try again")
+        raise InputError(f"{shown} broke off after {len(content)} of {expected} bytes; try again")
     return bytes(content)
 
 

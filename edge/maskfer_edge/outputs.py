@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
-import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -18,7 +16,7 @@ from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import LABELS, UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import OutputError
-from maskfer_edge.files import check_free, whole_file
+from maskfer_edge.files import check_free, remove_left, whole_file
 from maskfer_edge.results import FrameResult
 
 LEAST_FREE_BYTES = 4_000_000
@@ -227,16 +225,6 @@ class CsvFile(LineFile):
         )
 
 
-def _remove_left(path: Path) -> None:
-    """Remove what killed recordings of this name have left: pictures of people that nobody would look for."""
-    name = re.compile(rf"\.{re.escape(path.stem)}\.[0-9a-f]{{8}}\.partial{re.escape(path.suffix)}")
-    for left in path.parent.glob(".*.partial*") if path.parent.is_dir() else ():
-        if name.fullmatch(left.name):
-            with suppress(OSError):
-                if time.time() - left.stat().st_mtime > LEFT_S:  # else another run may still write it
-                    left.unlink()
-
-
 class VideoRecording(Output):
     """An annotated video. The file appears when the recording ends well, or not at all."""
 
@@ -252,7 +240,7 @@ class VideoRecording(Output):
             raise OutputError(f"{path} must end in .mp4 or .avi")
         self.name, self.path, self.fps = str(path), path, fps
         self._stack = ExitStack()
-        _remove_left(path)
+        remove_left(path, LEFT_S)  # pictures of people that nobody would look for
         self._partial = self._stack.enter_context(whole_file(path, overwrite))
         self._writer: Any = None
         self._size_wh = (0, 0)

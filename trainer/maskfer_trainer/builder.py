@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -141,7 +141,7 @@ def _resume(partial: Path, header: Record) -> dict[str, Record]:
             for line in log.read_text().splitlines(keepends=True):
                 with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
                     result = json.loads(line)
-                    if all(_is_there(partial, name) for name in _files_of(result)):
+                    if all(_is_there(partial, name) for name in _files_of(result.get("records", ()))):
                         done[result["source"]] = result
             log.write_text("".join(json.dumps(result) + "\n" for result in done.values()))
         return done
@@ -149,10 +149,9 @@ def _resume(partial: Path, header: Record) -> dict[str, Record]:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
 
 
-def _files_of(result: Record) -> set[str]:
-    """The files that were made of a source's picture."""
-    kinds = ("picture", "bare", "truth")
-    return {record[kind] for record in result.get("records", ()) for kind in kinds if kind in record}
+def _files_of(records: Iterable[Record]) -> set[str]:
+    """The files that belong to some records."""
+    return {record[kind] for record in records for kind in ("picture", "bare", "truth") if kind in record}
 
 
 def _is_there(partial: Path, name: str) -> bool:
@@ -265,10 +264,8 @@ def _finish(
     if settings.dedupe:
         twins = [record for record in kept if record["in_train"] or record["near_train"]]
         kept = [record for record in kept if not (record["in_train"] or record["near_train"])]
-        for record in twins:
-            for part in ("picture", "bare", "truth"):
-                if part in record:
-                    (partial / record[part]).unlink(missing_ok=True)
+        for name in _files_of(twins):
+            (partial / name).unlink(missing_ok=True)
         twin_of = {r["source"]: r["in_train"] or r["near_train"] for r in twins}
         left_out += [(name, f"also stands in train: {twin}") for name, twin in twin_of.items()]
         reasons.update(["also stands in train"] * len(twin_of))

@@ -115,10 +115,11 @@ def evaluate(
         InputError: If model, data set or detector cannot be used.
         OutputError: If `out` is there already.
     """
-    if out is not None and out.exists():
-        raise OutputError(f"{out} is already there; name another folder")
-    if out is not None and not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
-        raise OutputError(f"{out} cannot be made: its folder cannot be written to; name another")
+    if out is not None:
+        if out.exists():
+            raise OutputError(f"{out} is already there; name another folder")
+        if not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
+            raise OutputError(f"{out} cannot be made: its folder cannot be written to; name another")
     finder = open_detector(detector) if detector else None
     with quiet_native_libraries():
         predict, margins = open_model(model, mirror=mirror)

@@ -23,16 +23,7 @@ from maskfer_trainer.candidates import centre_within
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
-from maskfer_trainer.run_folder import (
-    History,
-    RunFolder,
-    best_of,
-    check_run,
-    history_of,
-    make_run,
-    read_from,
-    weights_of,
-)
+from maskfer_trainer.run_folder import LAST, History, RunFolder, best_of, check_run, load_last, make_run, weights_of
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
 
 WARM_UP = 0.05  # share of all steps
@@ -113,11 +104,8 @@ def fit_detector(
     if not steps or not len(validation):
         raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
     history = History()
-    last = run / "checkpoints" / "last.keras"
-    if last.exists():
-        with read_from(run):
-            model = keras.models.load_model(last, custom_objects={"DetectorLoss": DetectorLoss})
-            history = history_of(model, run, steps)
+    if (run / LAST).exists():
+        model, history = load_last(run, steps, {"DetectorLoss": DetectorLoss})
     else:
         detector = build_detector()
         if initial is not None:

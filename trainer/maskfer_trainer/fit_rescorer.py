@@ -23,7 +23,7 @@ from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
 from maskfer_trainer.fit_detector import scenes_info
 from maskfer_trainer.keras_file import embed_metadata
-from maskfer_trainer.run_folder import History, RunFolder, check_run, history_of, make_run, read_from, seed_dropout
+from maskfer_trainer.run_folder import LAST, History, RunFolder, check_run, load_last, make_run, seed_dropout
 from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
 from maskfer_trainer.scenes import photo_part
 
@@ -103,11 +103,8 @@ def fit_rescorer(
     check_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)
     history = History()
-    last = run / "checkpoints" / "last.keras"
-    if last.exists():
-        with read_from(run):
-            network = keras.models.load_model(last)
-            history = history_of(network, run, settings.steps)
+    if (run / LAST).exists():
+        network, history = load_last(run, settings.steps)
     else:
         network = build_rescorer()
         steps = settings.epochs * settings.steps
@@ -136,7 +133,7 @@ def fit_rescorer(
     say(f"right on {right} of the validation candidates")
     metadata = {**config, "architecture": network.name, "validation_accuracy": round(history[-1]["val_accuracy"], 4)}
     plain = run / "checkpoints" / "rescorer.keras"
-    keras.models.load_model(last, compile=False).save(plain)  # without the optimizer's variables
+    keras.models.load_model(run / LAST, compile=False).save(plain)  # without the optimizer's variables
     embed_metadata(plain, run / "model.keras", metadata)
     return run / "model.keras"
 

@@ -26,11 +26,12 @@ from maskfer_trainer.devices import spread, spread_over
 from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import (
+    LAST,
     History,
     RunFolder,
     best_of,
     check_run,
-    history_of,
+    load_last,
     make_run,
     read_from,
     seed_dropout,
@@ -101,7 +102,7 @@ def fit(
         validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
     history = History()
-    if (run / "checkpoints" / "last.keras").exists():
+    if (run / LAST).exists():
         model, history = _load_state(run, settings, len(batches))
     else:
         model = ARCHITECTURES[settings.arch]()
@@ -292,15 +293,14 @@ def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> l
 
 def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, History]:
     """The model with its optimizer, and the history, as `RunFolder` kept them."""
+    model, history = load_last(run, steps)
     with read_from(run):
-        model = keras.models.load_model(run / "checkpoints" / "last.keras")
         kept = model.optimizer.variables
         # Keras does not keep which variables are excluded from weight decay
         _compile(model, settings, steps)
         model.optimizer.build(model.trainable_variables)
         for variable, value in zip(model.optimizer.variables, kept, strict=True):
             variable.assign(value)
-        history = history_of(model, run, steps)
     return model, history
 
 

@@ -15,7 +15,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from maskfer_edge.files import whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
+LAST = "checkpoints/last.keras"
 # An epoch is written at once if the last one was written so long ago; on a GPU writing would take longer than learning.
 LEAST_SECONDS = 10.0
 
@@ -70,7 +71,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
             self.model.set_weights(last)
             self._best = None
         # resuming starts from it, so it comes last: whatever was cut short before is done again
-        save_network(self.model, self.run / "checkpoints" / "last.keras")
+        save_network(self.model, self.run / LAST)
         self._written, self._written_at = len(self.history), time.monotonic()
 
     def _refuse(self, what: str) -> None:
@@ -151,6 +152,17 @@ def history_of(model: keras.Model, run: Path, steps: int) -> History:
     if not 0 < done == len(history):
         raise ValueError(f"history.csv has {len(history)} epochs, last.keras {done}")
     return history
+
+
+def load_last(run: Path, steps: int, custom_objects: Mapping[str, Any] | None = None) -> tuple[keras.Model, History]:
+    """The model of last.keras, with its optimizer, and its history; see `history_of`.
+
+    Raises:
+        InputError: If the run is damaged.
+    """
+    with read_from(run):
+        model = keras.models.load_model(run / LAST, custom_objects=custom_objects)
+        return model, history_of(model, run, steps)
 
 
 def weights_of(model: keras.Model) -> list[FloatArray]:

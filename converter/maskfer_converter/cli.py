@@ -44,7 +44,7 @@ def quantize_command(
     min_agreement: MinAgreement = 97.0,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Score from which a detector believes a face. Default: as training chose."),
+        typer.Option(min=0, max=1, help="Score from which a detector believes a face; chosen unless told."),
     ] = None,
     rescorer: Annotated[
         Path | None, typer.Option(help="A detector's second look: .keras file of trainer fit-rescorer.")
@@ -117,9 +117,10 @@ def _print_report(report: QuantizeReport | DetectorReport) -> None:
         _print_classes(report)
     else:
         row = report.comparison
-        print_result(f"\n{'':18}{'float F1':>9}{report.format + ' F1':>9}{'agree':>8}{'scenes':>8}")
+        print_result(f"\n{'':18}{'float F1':>9}{report.format + ' F1':>9}{'agree':>8}{'scenes':>8}{'threshold':>11}")
         print_result(
             f"{'validation scenes':18}{row.float_f1:9.1%}{row.converted_f1:9.1%}{row.agreement:8.1%}{row.scenes:8d}"
+            f"{report.threshold:11.2f}"
         )
     print_result("")
     _print_benchmark(report.latency)

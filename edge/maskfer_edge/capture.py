@@ -62,7 +62,7 @@ class Capture:
         Args:
             camera: Open already.
             reopen: Opens it again after a loss; None: a loss is an error.
-            retries: Attempts in a row before that is an error after all; None: for ever.
+            retries: Attempts in a row, whether they fail or hang, before that is an error after all; None: for ever.
             stall_s: After how long without a new picture the camera counts as lost; a slow one gets three frames' time.
             first_pause_s: Before the first attempt to open it again.
             tell: Takes a line for people when the camera is lost and when it is back.
@@ -78,6 +78,8 @@ class Capture:
         self._error: BaseException | None = None
         self._count = 0  # of frames handed over
         self._fresh = 0  # of those whose picture differs from the one before
+        self._failures = 0  # in a row, without a fresh picture between them
+        self._fresh_at_failure = 0
         self._sample: UInt8Array | None = None
         self._deadline = 0.0
         self._abandoned: list[threading.Thread] = []
@@ -131,6 +133,10 @@ class Capture:
         if self._reopen is None or self._ended or time.monotonic() < self._deadline:
             return
         self._abandoned = [thread for thread in self._abandoned if thread.is_alive()] + [self._reader]
+        if not self._count_failure():
+            self._error = CameraError(f"{self.camera.name} gives no frames")
+            self._ended = True
+            return
         if len(self._abandoned) > MOST_HANGING:
             self._error = CameraError(f"{self.camera.name} hangs whenever it is opened; start the program again")
             self._ended = True
@@ -148,12 +154,10 @@ class Capture:
         return self._stop.is_set() or self._ended or threading.current_thread() is not self._reader
 
     def _run(self, camera: Camera | None) -> None:
-        failures = 0 if camera is not None else 1
         error: BaseException | None = None
         while not self._over():
-            before = self._fresh
             try:
-                camera = self._open_again(failures) if camera is None else camera
+                camera = self._open_again() if camera is None else camera
                 if camera is None:
                     break
                 self._read(camera)
@@ -164,8 +168,7 @@ class Capture:
                 error = raised
             _close(camera)
             camera = None
-            failures = 1 if self._fresh > before else failures + 1
-            if not self._may_try_again(error, failures):
+            if not self._may_try_again(error):
                 break
             error = None
         _close(camera)
@@ -174,14 +177,21 @@ class Capture:
                 self._error, self._ended = error, True
                 self._changed.notify_all()
 
-    def _may_try_again(self, error: BaseException, failures: int) -> bool:
-        tries_left = self._retries is None or failures <= self._retries
-        if self._reopen is None or not tries_left or not isinstance(error, MaskferError | OSError):
-            return False
+    def _may_try_again(self, error: BaseException) -> bool:
         with self._changed:
-            if threading.current_thread() is self._reader:
-                self._note_loss(str(error))
+            if threading.current_thread() is not self._reader:
+                return False  # another has taken its place
+            tries_left = self._count_failure()
+            if self._reopen is None or not tries_left or not isinstance(error, MaskferError | OSError):
+                return False
+            self._note_loss(str(error))
         return True
+
+    def _count_failure(self) -> bool:
+        """Whether there are attempts left after one more failure. Needs the lock."""
+        self._failures = 1 if self._fresh > self._fresh_at_failure else self._failures + 1
+        self._fresh_at_failure = self._fresh
+        return self._retries is None or self._failures <= self._retries
 
     def _note_loss(self, reason: str) -> None:
         if not self.lost:
@@ -189,11 +199,11 @@ class Capture:
             self._tell(f"{self.camera.name} is lost: {reason}; trying to open it again")
         self.lost = reason
 
-    def _open_again(self, failures: int) -> Camera | None:
+    def _open_again(self) -> Camera | None:
         """Wait, then open the camera; None if told to end meanwhile."""
         assert self._reopen is not None
         # the exponent is bounded so that weeks of attempts do not overflow it
-        pause = min(self._first_pause_s * 2 ** min(failures - 1, 16), LONGEST_PAUSE_S)
+        pause = min(self._first_pause_s * 2 ** min(self._failures - 1, 16), LONGEST_PAUSE_S)
         self._deadline = time.monotonic() + pause + OPENING_S
         if self._stop.wait(pause) or self._over():
             return None

@@ -161,6 +161,7 @@ class LearnedDetector(Detector):
     Attributes:
         model: The opened model.
         score_threshold: Least score of a face; may be changed.
+        least_share: Share of the input's height that a face's side must have; may be changed, to 0 for all of them.
     """
 
     name = "learned"
@@ -183,6 +184,7 @@ class LearnedDetector(Detector):
         """
         self.model = model
         self.score_threshold = model.info.score_threshold if score_threshold is None else score_threshold
+        self.least_share = LEAST_SHARE
         self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
         (width, height), stride = model.info.input_size_wh, model.info.stride
         self._input, self._heat, self._boxes = self._checked_tensors(width, height, stride)
@@ -202,7 +204,7 @@ class LearnedDetector(Detector):
             near: Left aside.
 
         Returns:
-            The faces, the surest first, but for those smaller than a twelfth of the height of the network's input.
+            The faces, the surest first, but for those smaller than `least_share`.
             Boxes are in whole pixels of the picture and may reach beyond it, but their centres do not; scores are
             from 0 to 1.
 
@@ -222,7 +224,7 @@ class LearnedDetector(Detector):
         self._interpreter.set_tensor(self._input["index"], self._tensor)
         self._interpreter.invoke()
         heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
-        least_side = LEAST_SHARE * self._grey.shape[0]
+        least_side = self.least_share * self._grey.shape[0]
         threshold = CANDIDATE if self._rescorer else self.score_threshold
         found, scores = decode(heat, boxes, self.model.info.stride, threshold, least_side)
         (height, width), (smaller_h, smaller_w) = image.shape[:2], smaller.shape[:2]

@@ -9,6 +9,9 @@ from typing import Any
 from maskfer_edge.errors import InputError
 from maskfer_edge.settings_file import check_types
 
+# Frames to a detection, unless told.
+LOOKS_EVERY = 3
+
 
 def _said(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
@@ -33,7 +36,10 @@ class RunSettings:
     mirror: bool = _said(True, "Ask about each face's mirror image as well: surer, twice the time.")
     detector: str = _said("learned", "What finds the faces: learned, haar or yunet.")
     detector_model: str = _said("", "Model file of the learned detector, or YuNet's .onnx.")
-    detect_every: int = _said(3, "Look for faces in every so many frames of a video; between, they move on.")
+    detect_every: int = _said(
+        0,
+        "Look for faces in every so many frames of a video; between, they move on. 0: in every third; blurred, in all.",
+    )
     search_side: int = _said(640, "Longest side in pixels at which haar and yunet look for faces; learned has its own.")
     budget_ms: float = _said(0.0, "Classify faces in turn, within so many milliseconds a frame; 0: all of them.")
     min_confidence: float = _said(0.0, "Share, 0 to 1, of which the network must be sure; else a face is Unsure.")
@@ -45,9 +51,11 @@ class RunSettings:
     record: str = _said("", "Write the annotated video to this file (.mp4 or .avi).")
     browser: str = _said("", "Serve a live view at this address: 8090, or HOST:PORT with a token.")
     token: str = _said("", "What a browser must know (?token=...); or in MASKFER_TOKEN.")
-    mqtt: str = _said("", "Publish to a broker: mqtt://user:password@host:port/prefix; the host alone is enough.")
-    metrics: str = _said("", "Serve Prometheus metrics at this address: 9090, or HOST:PORT.")
-    blur: bool = _said(False, "Make the faces that are found unrecognisable in every picture: window, video, browser.")
+    mqtt: str = _said(
+        "", "Publish to a broker: mqtt://user:password@host:port/prefix; mqtt://host is enough; mqtts: TLS."
+    )
+    metrics: str = _said("", "Serve Prometheus metrics at this port of this machine only, or at HOST:PORT.")
+    blur: bool = _said(False, "Make the faces that are found, small ones too, unrecognisable in every picture.")
     max_frames: int = _said(0, "End after so many frames.")
     overwrite: bool = _said(False, "Replace existing output files.")
 
@@ -56,12 +64,17 @@ class RunSettings:
         for name in ("fps", "budget_ms", "rotate_mb", "max_frames"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must not be negative; received {getattr(self, name)}")
-        for name, least in (("threads", 1), ("detect_every", 1), ("search_side", 64), ("retries", -1)):
+        for name, least in (("threads", 1), ("detect_every", 0), ("search_side", 64), ("retries", -1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
         _ = self.size_wh
+
+    @property
+    def looks_every(self) -> int:
+        """The detector sees every so many frames. A face that is to be blurred is looked for in each."""
+        return self.detect_every or (1 if self.blur else LOOKS_EVERY)
 
     @property
     def size_wh(self) -> tuple[int, int] | None:

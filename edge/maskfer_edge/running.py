@@ -23,6 +23,7 @@ from maskfer_edge.detector import open_detector
 from maskfer_edge.drawing import annotate
 from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.health import HealthMeter
+from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.loop import Pipeline, results, spare_a_core
 from maskfer_edge.metrics import MetricsServer
 from maskfer_edge.model_file import DETECTOR, EXPRESSION
@@ -144,11 +145,16 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
         store = ModelStore(Path(settings.models))
         settings = _with_models(settings, store.choose_each(store.state(), _kinds_installed(settings)))
     model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
+    detector = open_detector(
+        settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads
+    )
+    if settings.blur and isinstance(detector, LearnedDetector):
+        detector.least_share = 0.0  # a face too small for an expression can still be recognised
     return Pipeline(
-        open_detector(settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads),
+        detector,
         open_classifier(model, settings.runtime, settings.threads, mirror=settings.mirror),
         Tracker(min_confidence=settings.min_confidence),
-        detect_every=settings.detect_every,
+        detect_every=settings.looks_every,
         budget_ms=settings.budget_ms,
     )
 

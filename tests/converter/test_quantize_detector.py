@@ -13,12 +13,13 @@ from maskfer_converter.cli import main
 from maskfer_converter.comparison import Limits
 from maskfer_converter.inspection import inspect
 from maskfer_converter.quantize_detector import quantize_detector
-from maskfer_edge.detector import overlap
+from maskfer_edge.detector import Detection, overlap
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.learned_detector import open_learned_detector
 from maskfer_edge.model_file import load_detector_model, load_model
 
 SIDE = 56
+FACE, AWAY, UNJUDGED, SMALL = (10, 10, 50, 50), (100, 100, 40, 40), (200, 10, 30, 30), (250, 200, 10, 10)
 SAID = {
     "kind": "detector", "architecture": "by-brightness", "stride": 8, "input_size_wh": [320, 240],
     "score_threshold": 0.5, "scenes": {"count": 12, "seed": 0},
@@ -185,6 +186,35 @@ def test_a_second_look_goes_into_the_file(run_main, keras_detector, keras_rescor
     scene[80 : 80 + SIDE, 100 : 100 + SIDE] = 230
     (found,) = open_learned_detector(out)(scene)
     assert overlap(found.box, (100, 80, SIDE, SIDE)) > 0.5
+
+
+def test_with_a_second_look_a_threshold_is_chosen_unless_told(keras_detector, keras_rescorer, scenes, tmp_path):
+    for name, threshold in (("chosen", None), ("told", 0.33)):
+        report = quantize_detector(
+            keras_detector, scenes, tmp_path / f"{name}.tflite", SAID, pictures=8, limits=Limits(5, 90),
+            rescorer=keras_rescorer, threshold=threshold,
+        )  # fmt: skip
+        assert load_detector_model(tmp_path / f"{name}.tflite").info.score_threshold == report.threshold
+        # all faces are found and nothing else, so the lowest is as good as any
+        assert report.threshold == (threshold or module.THRESHOLDS[0])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ([(FACE, 0.5), (AWAY, 0.3)], 0.32),
+        ([(FACE, 0.5), (AWAY, 0.3), (UNJUDGED, 0.4), (SMALL, 0.4)], 0.32),
+        ([(FACE, 0.6), (FACE, 0.5), (AWAY, 0.55)], 0.56),
+        ([(FACE, 0.9)], 0.2),
+    ],
+)
+def test_the_threshold_is_the_lowest_that_is_nearly_best(monkeypatch, found, expected):
+    monkeypatch.setattr(
+        module, "LearnedDetector", lambda model, score_threshold: lambda scene: [Detection(*one) for one in found]
+    )
+    known = [(True, FACE), (False, UNJUDGED), (True, SMALL)]
+    scene = np.zeros((240, 320), np.uint8)
+    assert module._nearly_best_threshold(None, [scene], [known]) == expected
 
 
 def test_a_network_that_is_no_rescorer_is_refused(keras_detector, scenes, tmp_path):

@@ -203,6 +203,15 @@ def test_after_so_many_attempts_it_is_an_error():
         watched([1], CameraError("busy"), CameraError("gone for good"), [3], retries=2)
 
 
+@pytest.mark.parametrize("hanging", [0, 1, 2])
+def test_attempts_that_hang_count_as_well(monkeypatch, hanging):
+    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    cameras = [[1, "block"], *[["block"]] * hanging]
+    assert watched(*cameras, GOES_ON, retries=hanging + 1)[0][-1] == 3
+    with pytest.raises(CameraError, match="gives no frames"):
+        watched(*cameras, GOES_ON, retries=hanging)
+
+
 def test_a_programming_error_is_no_loss():
     with pytest.raises(ZeroDivisionError):
         watched([1, ZeroDivisionError()], [3])

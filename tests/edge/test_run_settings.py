@@ -27,7 +27,7 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"detect_every": 0}, "detect_every must be at least 1"),
+        ({"detect_every": -1}, "detect_every must be at least 0"),
         ({"threads": 0}, "threads must be at least 1"),
         ({"retries": -2}, "retries must be at least -1"),
         ({"search_side": 10}, "search_side must be at least 64"),
@@ -43,6 +43,11 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
 def test_values_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(InputError, match=said):
         RunSettings(**settings)
+
+
+def test_what_is_to_be_blurred_is_looked_for_in_each_frame_unless_told():
+    assert [RunSettings(blur=blur).looks_every for blur in (False, True)] == [3, 1]
+    assert RunSettings(blur=True, detect_every=2).looks_every == 2
 
 
 def test_a_size_is_width_and_height():

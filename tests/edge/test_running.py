@@ -2,12 +2,14 @@ import json
 import sys
 import urllib.request
 
+import cv2
 import numpy as np
 import pytest
 
 import maskfer_edge
 from maskfer_edge import running
 from maskfer_edge.cameras import FakeCamera
+from maskfer_edge.detector import overlap
 from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.results import FrameResult
 from maskfer_edge.run_settings import RunSettings
@@ -53,8 +55,18 @@ def test_blurring_reaches_the_recording(tmp_path):
     assert np.abs(plain[face].astype(int) - blurred[face]).mean() > 5
 
 
+def test_a_face_too_small_for_an_expression_is_blurred_as_well(tmp_path, portrait):
+    scene = np.full((960, 1280, 3), 90, np.uint8)
+    scene[400:680, 500:780] = cv2.resize(portrait, (280, 280), interpolation=cv2.INTER_AREA)
+    cv2.imwrite(str(tmp_path / "scene.png"), scene)
+    found = [run(source=str(tmp_path / "scene.png"), blur=blur)[1][0].faces for blur in (False, True)]
+    assert not found[0]
+    assert [overlap(face.box, (588, 433, 70, 70)) > 0.5 for face in found[1]] == [True]
+
+
 def test_what_is_blurred_stays_so_where_the_detector_loses_it():
     made, _ = run(blur=True)
+    assert made.pipeline.detect_every == 1
     tracker = made.pipeline.tracker
     assert (tracker.confirm, tracker.coast) == (1, tracker.patience)
     assert made.pipeline.reads_all_new

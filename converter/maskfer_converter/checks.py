@@ -135,16 +135,16 @@ def check_runtimes(run: Callable[[str], bool]) -> list[Check]:
     """Run a model on each TFLite runtime that works here; those that do not are named and pass.
 
     Args:
-        run: Opens the model on a runtime, runs it, and says whether its output is finite.
+        run: Opens the model on a runtime, runs it, and says whether it answers as on the usual one.
     """
     checks = []
     for runtime in RUNTIMES:
         try:
-            finite = run(runtime)
+            same = run(runtime)
         except DependencyError:
             checks.append(Check(f"runs on {runtime}", True, "not installed here, not tried"))
         except ModelError as error:
             checks.append(Check(f"runs on {runtime}", False, str(error)))
         else:
-            checks.append(Check(f"runs on {runtime}", finite))
+            checks.append(Check(f"runs on {runtime}", same, "" if same else "other answers"))
     return checks

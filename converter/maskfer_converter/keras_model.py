@@ -25,7 +25,7 @@ def says_of_itself(path: Path) -> dict[str, Any]:
             said = json.loads(archive.read("maskfer.json")) if "maskfer.json" in archive.namelist() else {}
         if not isinstance(said, dict):
             raise ValueError
-    except (zipfile.BadZipFile, zlib.error, ValueError):
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError):  # RuntimeError: marked as encrypted
         raise InputError(f"{path} is not a whole .keras file; make one with: trainer fit DATASET --out RUN") from None
     return said
 

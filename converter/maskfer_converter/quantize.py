@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ from maskfer_converter.comparison import (
     classes_by_file,
     classes_by_keras,
     compare,
-    scores_finite,
+    same_classes,
 )
 from maskfer_converter.convert import FLOAT, FORMATS, INT8, convert
 from maskfer_converter.graph import read_graph
@@ -31,7 +32,7 @@ from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import CROP_MARGINS
 from maskfer_edge.dataset import PARTS, dataset_info, read_part
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import check_free, whole_file
+from maskfer_edge.files import check_free, whole_file, write_whole
 from maskfer_edge.model_file import Model, ModelInfo, pack
 
 LICENCE_NOTE = (
@@ -51,6 +52,7 @@ class QuantizeReport(Checked):
         model: Path of the file.
         format: Key of `convert.FORMATS`.
         bytes: The file's size.
+        sha256: Of the file.
         multiply_accumulates: Of one face.
         calibration: Label to how many of the pictures it was calibrated on; empty where none are needed.
         seed: Of their choice.
@@ -63,6 +65,7 @@ class QuantizeReport(Checked):
     model: str
     format: str
     bytes: int
+    sha256: str
     multiply_accumulates: int
     calibration: dict[str, int]
     seed: int
@@ -135,7 +138,7 @@ def quantize(
     progress("comparing float and converted")
     classifier = Classifier(model)
     faces = pictures["masked"].images
-    comparison, checks = {}, check_graph(graph, form) + check_runtimes(scores_finite(model, faces[0]))
+    comparison, checks = {}, check_graph(graph, form) + check_runtimes(same_classes(model, faces))
     for part, of_part in pictures.items():
         name, given = f"{part} test", classes_by_file(classifier, of_part.images)
         compared = comparison[name] = compare(classes_by_keras(network, of_part.images), given, of_part)
@@ -150,7 +153,17 @@ def quantize(
     progress("timing")
     latency = benchmark({str(out): content}, runs=LATENCY_RUNS)
     report = QuantizeReport(
-        str(out), form, len(content), graph.multiply_accumulates, counts, seed, comparison, layers, latency, checks
+        str(out),
+        form,
+        len(content),
+        hashlib.sha256(content).hexdigest(),
+        graph.multiply_accumulates,
+        counts,
+        seed,
+        comparison,
+        layers,
+        latency,
+        checks,
     )
     write_checked(out, content, report, force=force, overwrite=overwrite)
     return report
@@ -170,7 +183,7 @@ def check_request(form: str, out: Path, overwrite: bool) -> None:
 
 
 def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwrite: bool) -> None:
-    """Write a model and its report (a dataclass that is `Checked`), both or neither.
+    """Write a model and its report (a dataclass that is `Checked`), the report last.
 
     Raises:
         RefusedModelError: If a check failed and `force` is not given.
@@ -178,9 +191,10 @@ def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwr
     """
     if report.failed and not force:
         raise RefusedModelError(report)
-    with whole_file(out, overwrite) as partial, whole_file(report_path(out), overwrite) as partial_report:
-        partial.write_bytes(content)
+    # the report is there last: one beside another model, after a power cut, says so by its sha256
+    with whole_file(report_path(out), overwrite) as partial_report:
         partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
+        write_whole(out, content, overwrite)
 
 
 def report_path(out: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from maskfer_converter.benchmark import Benchmark, benchmark
 from maskfer_converter.checks import Check, Checked, check_graph, check_runtimes
-from maskfer_converter.comparison import Limits, check_limits
+from maskfer_converter.comparison import LEAST_SAME_SHARE, Limits, check_limits
 from maskfer_converter.convert import FLOAT, INT8, convert
 from maskfer_converter.graph import read_graph
 from maskfer_converter.keras_model import load_keras
@@ -25,12 +26,15 @@ from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LEAST_SHARE, LearnedDetector
 from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
 from maskfer_edge.rescorer import CANDIDATE, SIDE, surroundings
+from maskfer_edge.runtime import AUTO
 
 LICENCE_NOTE = (
     "Weights trained on scenes made of portraits (a public expression set, mostly of LFW) and photographs (Face Mask "
     "Detection, CC0); the landmark model that placed the masks (iBUG 300-W) excludes commercial use."
 )
 SAME_FACE = 0.5
+# On how many scenes runtimes are compared.
+RUNTIME_SCENES = 16
 # Of scores; with a second look the lowest is chosen whose F1 is at most so much below the best.
 THRESHOLDS = np.arange(0.2, 0.71, 0.02).round(2)
 NEARLY_BEST = 0.003
@@ -62,6 +66,7 @@ class DetectorReport(Checked):
         model: Path of the file.
         format: Key of `convert.FORMATS`.
         bytes: The file's size.
+        sha256: Of the file.
         multiply_accumulates: Of one picture, without second looks.
         calibration: How many scenes it was calibrated on; 0 where none are needed.
         seed: Of their choice.
@@ -74,6 +79,7 @@ class DetectorReport(Checked):
     model: str
     format: str
     bytes: int
+    sha256: str
     multiply_accumulates: int
     calibration: int
     seed: int
@@ -165,11 +171,12 @@ def quantize_detector(
         ]
     if second is not None and threshold is None:
         progress("choosing the threshold")
-        info = replace(info, score_threshold=_nearly_best_threshold(model, validation, faces))
+        info = replace(info, score_threshold=_nearly_best_threshold(exact, validation, faces))
         model, exact = replace(model, info=info), replace(exact, info=info)
     progress("comparing float and converted")
     compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, faces)
-    checks += check_runtimes(lambda runtime: LearnedDetector(model, runtime)(validation[0]) is not None)
+    checks += check_runtimes(_same_boxes(model, validation))
+    checks.append(Check("finds faces on validation scenes", compared.converted_f1 > 0))
     checks += check_limits("validation scenes", compared.float_f1, compared.converted_f1, compared.agreement, limits)
     accuracy = {"validation scenes": {"float": compared.float_f1, form: compared.converted_f1,
                                       "agreement": compared.agreement, "scenes": compared.scenes}}  # fmt: skip
@@ -177,8 +184,8 @@ def quantize_detector(
     progress("timing")
     latency = benchmark({str(out): content}, runs=LATENCY_RUNS)
     report = DetectorReport(
-        str(out), form, len(content), graph.multiply_accumulates, sum(counts.values()), seed, info.score_threshold,
-        compared, latency, checks,
+        str(out), form, len(content), hashlib.sha256(content).hexdigest(), graph.multiply_accumulates,
+        sum(counts.values()), seed, info.score_threshold, compared, latency, checks,
     )  # fmt: skip
     write_checked(out, content, report, force=force, overwrite=overwrite)
     return report
@@ -235,12 +242,25 @@ def _compare(
         wanted += len(judged)
         for which, boxes in enumerate(found):
             right[which] += sum(_among(box, boxes) for box in judged)
-            given[which] += sum(not _among(box, passed_over) for box in boxes)
+            given[which] += sum(_among(box, judged) or not _among(box, passed_over) for box in boxes)
         shared += sum(_among(box, found[1]) for box in found[0]) + sum(_among(box, found[0]) for box in found[1])
         either += sum(map(len, found))
     f1 = 2 * right / np.maximum(given + wanted, 1)
     agreement = shared / either if either else 1.0
     return DetectorComparison(round(float(f1[0]), 4), round(float(f1[1]), 4), round(agreement, 4), len(scenes))
+
+
+def _same_boxes(model: DetectorModel, scenes: list[UInt8Array]) -> Callable[[str], bool]:
+    """For `check_runtimes`: whether the boxes on a runtime are those that the usual one gives, but for a few."""
+    some = scenes[:RUNTIME_SCENES]
+
+    def same(runtime: str) -> bool:
+        both = [LearnedDetector(model, name) for name in (AUTO, runtime)]
+        found = [[[detection.box for detection in detector(scene)] for scene in some] for detector in both]
+        shared = sum(_among(box, here) for usual, here in zip(*found, strict=True) for box in usual)
+        return shared >= LEAST_SAME_SHARE * max(sum(map(len, boxes)) for boxes in found)
+
+    return same
 
 
 def _nearly_best_threshold(
@@ -257,7 +277,8 @@ def _nearly_best_threshold(
             score = max((other.score for other in found if overlap(other.box, box) >= SAME_FACE), default=0.0)
             right += score >= THRESHOLDS
         for detection in found:
-            given += (detection.score >= THRESHOLDS) & (not _among(detection.box, passed_over))
+            if _among(detection.box, judged) or not _among(detection.box, passed_over):
+                given += detection.score >= THRESHOLDS
     f1 = 2 * right / np.maximum(given + wanted, 1)
     return float(THRESHOLDS[np.argmax(f1 >= f1.max() - NEARLY_BEST)])
 

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.detector import Box, Detection, Detector
+from maskfer_edge.errors import MaskferError
+
+# No detector needs so long for a picture, on any board.
+HANGS_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class BackgroundDetector:
         self._wanted: tuple[int, UInt8Array, UInt8Array, list[Box]] | None = None
         self._found: Found | None = None
         self._busy = self._closed = False
+        self._begun = 0.0
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name=f"detector {detector.name}", daemon=True)
         self._thread.start()
@@ -48,14 +53,21 @@ class BackgroundDetector:
     def look(self, frame: int, image: UInt8Array, smaller: UInt8Array, near: list[Box]) -> None:
         """Begin to look at a picture, of which nothing may change meanwhile (see `Detector.find`). Only while idle."""
         with self._changed:
-            self._busy, self._wanted = True, (frame, image, smaller, near)
+            self._busy, self._wanted, self._begun = True, (frame, image, smaller, near), time.monotonic()
             self._changed.notify()
 
     def take(self) -> Found | None:
-        """What was found since the last call; None if nothing is ready. Raises what the detector raised."""
+        """What was found since the last call; None if nothing is ready.
+
+        Raises:
+            Exception: What the detector raised.
+            MaskferError: If it looks at a picture for longer than `HANGS_S`: only a new process helps then.
+        """
         with self._changed:
             if self._error is not None:
                 raise self._error
+            if self._busy and time.monotonic() - self._begun > HANGS_S:
+                raise MaskferError(f"detector {self._detector.name} hangs; start the program again")
             found, self._found = self._found, None
             return found
 

@@ -10,7 +10,7 @@ import numpy as np
 from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.model_file import Model, load_model
-from maskfer_edge.runtime import AUTO, dequantised, open_interpreter
+from maskfer_edge.runtime import AUTO, check_types, dequantised, open_interpreter
 
 DEFAULT_MODEL = "lean-int8.tflite"
 # What comes with the package, by the names that `--model` takes.
@@ -73,11 +73,7 @@ class Classifier:
         if len(inputs) != 1 or len(outputs) != 1 or shapes != expected:
             raise ModelError(f"{model.name} has tensors of shapes {shapes}; expected {expected}")
         self._input, self._output = inputs[0], outputs[0]
-        for detail in (self._input, self._output):
-            if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
-                raise ModelError(
-                    f"{model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits"
-                )
+        check_types((self._input, self._output), model.name)
         self._in_scale, self._in_zero = self._input["quantization"]
         self._buffer = np.empty(expected[0], dtype=self._input["dtype"])
 

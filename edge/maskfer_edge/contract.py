@@ -51,8 +51,10 @@ def preprocess(image: UInt8Array, box_xywh: Box, margin: float = 0.0, size: int 
     if not (w > 0 and h > 0 and side > 0 and np.isfinite([x, y, side]).all()):
         raise InputError(f"expected a box with an area; received {box_xywh} with margin {margin}")
     side_px = max(1, round(side))
-    left, top = round(x + w / 2 - side_px / 2), round(y + h / 2 - side_px / 2)
     height, width = image.shape[:2]
+    # a box far out shows the edge, as one that touches it does, and takes no more memory
+    left = min(max(round(x + w / 2 - side_px / 2), 1 - side_px), width - 1)
+    top = min(max(round(y + h / 2 - side_px / 2), 1 - side_px), height - 1)
     x0, y0 = min(max(left, 0), width - 1), min(max(top, 0), height - 1)
     x1, y1 = min(max(left + side_px, x0 + 1), width), min(max(top + side_px, y0 + 1), height)
     crop = image[y0:y1, x0:x1]

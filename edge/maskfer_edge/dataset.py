@@ -64,7 +64,7 @@ def dataset_info(dataset: Path) -> dict[str, Any]:
         raise InputError(
             f"{dataset} holds no readable dataset.json; make it with: trainer build-dataset SOURCE {dataset}"
         ) from None
-    if not isinstance(info, dict):
+    if not isinstance(info, dict) or not {"name", "sha256"} <= info.keys():
         raise InputError(f"{dataset / 'dataset.json'} is damaged; build the data set again")
     return info
 
@@ -78,7 +78,7 @@ def manifest(dataset: Path) -> list[dict[str, Any]]:
     path = dataset / "manifest.jsonl"
     try:
         return [json.loads(line) for line in read_bytes(path).splitlines()]
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged; build the data set again") from None
 
 
@@ -93,7 +93,10 @@ def split_records(dataset: Path, split: str) -> list[dict[str, Any]]:
     Raises:
         InputError: If a class has none, or the data set is of an earlier version.
     """
-    records = [record for record in manifest(dataset) if record["split"] == split]
+    everything = manifest(dataset)
+    if not all(isinstance(record, dict) and {"split", "class", "stem"} <= record.keys() for record in everything):
+        raise InputError(f"{dataset / 'manifest.jsonl'} is damaged; build the data set again")
+    records = [record for record in everything if record["split"] == split]
     if any("box" not in record for record in records):
         raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
     present = {record["class"] for record in records}

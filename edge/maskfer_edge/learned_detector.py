@@ -19,7 +19,7 @@ from maskfer_edge.detector import SAME_FACE, Box, Detection, Detector
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.model_file import DetectorModel, load_detector_model
 from maskfer_edge.rescorer import CANDIDATE, Rescorer
-from maskfer_edge.runtime import AUTO, codes_of_pixels, dequantised, open_interpreter
+from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
 DEFAULT_DETECTOR = "detector-int8.tflite"
 # What surrounds a picture whose shape is not the network's.
@@ -245,11 +245,7 @@ class LearnedDetector(Detector):
         expected = [(1, height, width, 1), (*cells, 1), (*cells, 4)]
         if len(inputs) != 1 or shapes != expected:
             raise ModelError(f"{self.model.name} has tensors of shapes {shapes}; expected {expected}")
-        for detail in (*inputs, *outputs):
-            if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
-                raise ModelError(
-                    f"{self.model.name} has a tensor of {np.dtype(detail['dtype'])}; expected integers of 8 bits"
-                )
+        check_types((*inputs, *outputs), self.model.name)
         return inputs[0], outputs[0], outputs[1]
 
     def _output(self, detail: Any) -> FloatArray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, say
+from maskfer_edge.errors import InputError
 
 if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that --help needs neither
     from maskfer_edge.model_install import Trial
@@ -76,9 +77,11 @@ def list_command(
 ) -> None:
     """List the installed models and the bundled ones, and which are in use."""
     from maskfer_edge.model_state import BUNDLED, KINDS
-    from maskfer_edge.model_store import ModelStore
+    from maskfer_edge.model_store import STATE_NAME, ModelStore
 
     models = ModelStore(store, say)
+    if (store / STATE_NAME).exists() and not os.access(store / STATE_NAME, os.R_OK):
+        raise InputError(f"{store / STATE_NAME} cannot be read by you; run it with sudo")
     state = models.state()
     found = [(stored, *_looked_at(stored)) for stored in models.models()]
     chosen = models.choose_each(state, KINDS)

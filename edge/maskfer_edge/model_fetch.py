@@ -20,7 +20,7 @@ from maskfer_edge.errors import DependencyError, InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.model_store import Tell
 
-# Ours have less than 1 MB.
+# Ours have less than 3 MB.
 MOST_BYTES = 64_000_000
 MOST_SIGNATURE_BYTES = 64_000
 # Without a byte for so long a server counts as gone; a whole file must be here within the second.
@@ -61,6 +61,8 @@ def fetch(source: str) -> Fetched:
             parts = urllib.parse.urlsplit(source)
         except ValueError as error:
             raise InputError(f"{shown} is no address: {error}") from error
+        if shown.endswith("://…"):
+            raise InputError(f"{shown} is no address: its port is no number, or a password stands in it")
         if "@" in parts.netloc:
             raise InputError(f"{shown} cannot be fetched with a password; fetch it otherwise, and give the file")
         beside = urllib.parse.urlunsplit(parts._replace(path=parts.path + ".sig"))
@@ -149,6 +151,8 @@ def _download(url: str, most: int) -> bytes | None:
         if error.code in (403, 404, 410):
             return None
         raise InputError(f"{shown} cannot be fetched: the server answers {error.code}; try again") from None
+    except http.client.InvalidURL:  # whose text holds the whole address
+        raise InputError(f"{shown} is no address; blanks and the like are written as %20") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         said = getattr(reason, "strerror", None) or " ".join(str(reason).split()) or type(reason).__name__
@@ -169,20 +173,27 @@ def _plain(name: str) -> str:
 
 def _signer(fetched: Fetched, signature: bytes, signers: Path) -> str:
     revoked = signers.with_name(REVOKED_NAME)
+    # a file that is there in name only must not count as none: ssh-keygen refuses everything then
+    revocation = ["-r", str(revoked)] if os.path.lexists(revoked) else []
+    problem = ""
     with tempfile.TemporaryDirectory() as folder:
-        signature_path = Path(folder) / "model.sig"
+        signature_path, one_line = Path(folder) / "model.sig", Path(folder) / "signers"
         signature_path.write_bytes(signature)
-        known = ["-s", str(signature_path), "-f", str(signers)]
-        found, why = _ssh_keygen(["find-principals", *known], b"")
-        if not found:
-            raise InputError(f"{fetched.signature_source} is by nobody in {signers} ({why}); nothing was changed")
-        check = ["verify", *known, "-n", NAMESPACE, *(["-r", str(revoked)] if revoked.exists() else [])]
-        for signer in found:
-            good, why = _ssh_keygen([*check, "-I", signer], fetched.content)
-            if good:
-                return signer
-    why = why or f"its key is in {revoked}, or that file is damaged"
-    raise InputError(f"the signature {fetched.signature_source} by {signer} does not hold ({why}); nothing was changed")
+        # ssh-keygen looks no further than the first line with a key; another may allow it models
+        for line in (None, *read_bytes(signers).splitlines()):
+            if line is not None:
+                one_line.write_bytes(line + b"\n")
+            known = ["-s", str(signature_path), "-f", str(signers if line is None else one_line)]
+            found, why = _ssh_keygen(["find-principals", *known], b"")
+            if not found and line is None:
+                raise InputError(f"{fetched.signature_source} is by nobody in {signers} ({why}); nothing was changed")
+            for signer in found:
+                good, why = _ssh_keygen(["verify", *known, "-n", NAMESPACE, *revocation, "-I", signer], fetched.content)
+                if good:
+                    return signer
+                why = why or f"its key is in {revoked}, or that file is damaged"
+                problem = problem or f"by {signer} does not hold ({why})"
+    raise InputError(f"the signature {fetched.signature_source} {problem}; nothing was changed")
 
 
 def _ssh_keygen(arguments: list[str], content: bytes) -> tuple[list[str], str]:

@@ -14,7 +14,8 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,35 @@ def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo, rescorer: bytes = b"
     return buffer.getvalue()
 
 
+@contextmanager
+def appendix(content: bytes) -> Iterator[zipfile.ZipFile]:
+    """The zip behind a model.
+
+    Raises:
+        zipfile.BadZipFile: If there is none, or an entry of it is compressed: ours never are, and such a one may hold
+            more than fits the memory.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise zipfile.BadZipFile("compressed")
+        yield archive
+
+
+# What reading an entry of a damaged appendix, or of none, or parsing it, raises. RuntimeError: marked as encrypted, or
+# nested too deeply.
+UNREADABLE = (zipfile.BadZipFile, KeyError, ValueError, TypeError, EOFError, RuntimeError)
+
+
 def strip(content: bytes) -> bytes:
-    """The flatbuffer without whatever zips are appended to it."""
+    """The flatbuffer without whatever zips are appended to it, as far as they can be read."""
     while zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            start = min((entry.header_offset for entry in archive.infolist()), default=archive.start_dir)
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                start = min((entry.header_offset for entry in archive.infolist()), default=archive.start_dir)
+        except zipfile.BadZipFile:
+            break
+        if not 0 <= start < len(content):  # says what cannot be
+            break
         content = content[:start]
     return content
 
@@ -193,10 +218,6 @@ def unpack_detector(content: bytes, name: str) -> DetectorModel:
             format version or kind, or says of itself what cannot be.
     """
     said, others = _read_appendix(content, name, DetectorInfo)
-    for key in ("architecture", "licence_note"):
-        _check(name, said, key, isinstance(said[key], str), "a text")
-    for key in ("training_data", "accuracy", "quantization"):
-        _check(name, said, key, isinstance(said[key], dict), "an object")
     stride, size_wh, threshold = said["stride"], said["input_size_wh"], said["score_threshold"]
     least, most = DETECTOR_SIDES
     _check(name, said, "stride", _is_int(stride) and 1 <= stride <= most, f"a whole number from 1 to {most}")
@@ -219,11 +240,11 @@ def _read_appendix(
     if content[4:8] != FLATBUFFER_MARK:
         raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with appendix(content) as archive:
             said = json.loads(archive.read(JSON_NAME))
             there = set(archive.namelist()) & {LABELS_NAME, RESCORER_NAME}
             others = {entry: archive.read(entry) for entry in there}
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError):  # RuntimeError: marked as encrypted
+    except UNREADABLE:
         raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
     if not isinstance(said, dict):
         raise ModelError(f"{name} has damaged metadata; {REMEDY}")
@@ -239,6 +260,10 @@ def _read_appendix(
     if set(said) != expected:
         odd = ", ".join(sorted(expected ^ set(said)))
         raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
+    for key in ("architecture", "licence_note"):
+        _check(name, said, key, isinstance(said[key], str), "a text")
+    for key in ("training_data", "accuracy", "quantization"):
+        _check(name, said, key, isinstance(said[key], dict), "an object")
     return said, others
 
 

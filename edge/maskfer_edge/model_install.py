@@ -101,14 +101,15 @@ def use(store: ModelStore, said: str, *, try_model: TryModel | None = None) -> t
 
     Raises:
         InputError: If there is no such model; ModelError if it is damaged or its trial run fails.
-        OutputError: If the store cannot be written.
+        OutputError: If the store cannot be written, or an installation is at work, which may remove the model.
     """
-    stored = store.find(said)
-    kind = stored.read().info.kind
-    if store.state().slot(kind).in_use == stored.id:
-        return stored, kind, None
-    trial = (try_model or try_out)(stored.path, str(stored.path))
-    store.use(stored.id, kind)
+    with store.installing():
+        stored = store.find(said)
+        kind = stored.read().info.kind
+        if store.state().slot(kind).in_use == stored.id:
+            return stored, kind, None
+        trial = (try_model or try_out)(stored.path, str(stored.path))
+        store.use(stored.id, kind)
     return stored, kind, trial
 
 

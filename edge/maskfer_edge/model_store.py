@@ -12,20 +12,28 @@ import difflib
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from maskfer_edge.errors import InputError, ModelError, OutputError
-from maskfer_edge.files import read_bytes, sync_folder, write_whole
-from maskfer_edge.model_file import DETECTOR, EXPRESSION, JSON_NAME, DetectorModel, Model, unpack, unpack_detector
+from maskfer_edge.files import read_bytes, sync_folder, whole_file
+from maskfer_edge.model_file import (
+    DETECTOR,
+    EXPRESSION,
+    JSON_NAME,
+    UNREADABLE,
+    DetectorModel,
+    Model,
+    appendix,
+    unpack,
+    unpack_detector,
+)
 from maskfer_edge.model_state import BUNDLED, Slot, State, read_state
 
 STATE_NAME = "state.json"
@@ -47,9 +55,9 @@ def model_id(content: bytes) -> str:
 def read_model(content: bytes, name: str) -> Model | DetectorModel:
     """Read a model file of either kind, by the kind that it says it is of. Raises ModelError as `unpack` does."""
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        with appendix(content) as archive:
             kind = json.loads(archive.read(JSON_NAME))["kind"]
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError, TypeError):
+    except UNREADABLE:
         kind = EXPRESSION  # whose reader says what is wrong
     return unpack_detector(content, name) if kind == DETECTOR else unpack(content, name)
 
@@ -171,8 +179,14 @@ class ModelStore:
             before = self.state()
             after = step(before)
             if after != before:
-                write_whole(self.folder / STATE_NAME, after.to_json(), overwrite=True)
+                self._write(after)
         return after
+
+    def _write(self, state: State) -> None:
+        with whole_file(self.folder / STATE_NAME, overwrite=True) as partial:
+            partial.write_bytes(state.to_json().encode())
+            # the service, which may write it too, has a strict umask; `model list` is for everybody
+            partial.chmod(0o644)
 
     @contextmanager
     def installing(self) -> Iterator[None]:
@@ -187,7 +201,7 @@ class ModelStore:
                 for left in self.folder.glob(".*.partial*"):
                     left.unlink(missing_ok=True)
                 if not (self.folder / STATE_NAME).exists():
-                    write_whole(self.folder / STATE_NAME, self.state().to_json())
+                    self._write(self.state())
             yield
 
     def installed(self, stored: Stored, kind: str, signed_by: str, *, use: bool) -> State:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,7 +23,8 @@ def quiet_native_libraries() -> Iterator[None]:
     except OSError:  # stderr is closed
         yield
         return
-    with tempfile.TemporaryFile() as held:
+    # in memory, as there may be no disk to write to
+    with os.fdopen(os.memfd_create("held"), "w+b") as held:
         os.dup2(held.fileno(), 2)
         try:
             yield

@@ -16,7 +16,7 @@ from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, Detection, overlap
 from maskfer_edge.errors import ModelError
-from maskfer_edge.runtime import AUTO, codes_of_pixels, dequantised, open_interpreter
+from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
 SIDE = 48
 # Side of what the network sees, in sides of the face's box.
@@ -105,9 +105,7 @@ class Rescorer:
         expected = [(1, SIDE, SIDE, 1), (1, 1)]
         if shapes != expected:
             raise ModelError(f"{name} has a second network with tensors of shapes {shapes}; expected {expected}")
-        for detail in details:
-            if np.dtype(detail["dtype"]) not in (np.uint8, np.int8, np.float32):
-                raise ModelError(f"{name} has a second network with a tensor of {np.dtype(detail['dtype'])}")
+        check_types(details, f"the second network of {name}")
         self._input, self._output = details
         self._codes = codes_of_pixels(self._input)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,24 @@ def _numpy_2() -> bool:
 
 def _needs_numpy_1() -> DependencyError:
     return DependencyError(f"tflite-runtime does not work with numpy {np.__version__}; run: pip install 'numpy<2'")
+
+
+def check_types(details: Iterable[Any], name: str) -> None:
+    """Check that tensors hold floats, or integers of 8 bits that say what they stand for.
+
+    Args:
+        details: What the interpreter tells of each.
+        name: Of the model, for messages.
+
+    Raises:
+        ModelError: If one does not.
+    """
+    for detail in details:
+        kind = np.dtype(detail["dtype"])
+        if kind not in (np.uint8, np.int8, np.float32):
+            raise ModelError(f"{name} has a tensor of {kind}; expected integers of 8 bits")
+        if kind != np.float32 and not detail["quantization"][0] > 0:
+            raise ModelError(f"{name} has a tensor of {kind} without a scale; convert the model again")
 
 
 def codes_of_pixels(detail: Any) -> Any:

@@ -34,7 +34,7 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
     if config is not None:
         try:
             chosen = tomllib.loads(read_bytes(config).decode())
-        except ValueError as error:  # of TOML and of UTF-8
+        except (ValueError, RecursionError) as error:  # of TOML and of UTF-8
             raise InputError(f"{config} is no TOML file: {error}") from None
         known = [field.name for field in _fields(kind)]
         for key in chosen:

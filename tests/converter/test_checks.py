@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from maskfer_converter.checks import check_graph, check_runtimes
-from maskfer_converter.comparison import scores_finite
+from maskfer_converter.comparison import same_classes
 from maskfer_converter.graph import read_graph
 from maskfer_edge.classifier import default_model
 from maskfer_edge.contract import INPUT_SIZE
@@ -76,7 +77,7 @@ def test_a_file_of_another_format_than_it_says_is_found(graph):
 
 def test_every_runtime_is_tried_or_named(grey_face):
     face = grey_face[:INPUT_SIZE, :INPUT_SIZE]
-    checks = {check.what: check for check in check_runtimes(scores_finite(default_model(), face))}
+    checks = {check.what: check for check in check_runtimes(same_classes(default_model(), face[None]))}
     assert set(checks) == {"runs on litert", "runs on litert-builtin", "runs on tflite-runtime"}
     assert checks["runs on litert"].passed
     assert checks["runs on litert"].found == ""
@@ -84,6 +85,19 @@ def test_every_runtime_is_tried_or_named(grey_face):
 
 def test_a_model_that_the_runtime_refuses_is_found(grey_face):
     broken = replace(default_model(), flatbuffer=default_model().flatbuffer[:2000])
-    checks = check_runtimes(scores_finite(broken, grey_face[:INPUT_SIZE, :INPUT_SIZE]))
+    checks = check_runtimes(same_classes(broken, grey_face[None, :INPUT_SIZE, :INPUT_SIZE]))
     assert not checks[0].passed
     assert "refused by litert" in checks[0].found
+
+
+def test_a_runtime_that_gives_other_classes_is_found(monkeypatch, grey_face):
+    class Odd:
+        def __init__(self, model, runtime):
+            self.scores = np.eye(7)[int(runtime == "tflite-runtime")]
+
+        def __call__(self, face):
+            return self.scores
+
+    monkeypatch.setattr("maskfer_converter.comparison.Classifier", Odd)
+    checks = check_runtimes(same_classes(default_model(), grey_face[None, :INPUT_SIZE, :INPUT_SIZE]))
+    assert [(check.passed, check.found) for check in checks] == [(True, ""), (True, ""), (False, "other answers")]

@@ -73,6 +73,12 @@ def test_a_box_wholly_outside_gives_a_square_nevertheless(box):
     assert preprocess(noise(100, 100), box).shape == (48, 48)
 
 
+def test_a_box_far_outside_shows_what_one_does_that_touches_the_picture():
+    image = noise(100, 100)
+    np.testing.assert_array_equal(preprocess(image, (-1e7, 10, 60, 60)), preprocess(image, (-59, 10, 60, 60)))
+    np.testing.assert_array_equal(preprocess(image, (10, 1e7, 60, 60)), preprocess(image, (10, 99, 60, 60)))
+
+
 def test_a_margin_widens_every_edge_by_its_share_of_the_side():
     image = noise(200, 200)
     np.testing.assert_array_equal(

@@ -76,8 +76,8 @@ def test_read_picture_names_a_missing_file(tmp_path):
 
 
 def test_dataset_info_reads_the_json(tmp_path):
-    (tmp_path / "dataset.json").write_text('{"seed": 3}')
-    assert dataset_info(tmp_path) == {"seed": 3}
+    (tmp_path / "dataset.json").write_text('{"name": "faces", "sha256": "00", "seed": 3}')
+    assert dataset_info(tmp_path) == {"name": "faces", "sha256": "00", "seed": 3}
 
 
 def test_dataset_info_refuses_a_missing_folder(tmp_path):
@@ -105,6 +105,15 @@ def test_manifest_refuses_a_missing_or_damaged_file(tmp_path, content):
         (tmp_path / "manifest.jsonl").write_text(content)
     with pytest.raises(InputError, match=r"manifest\.jsonl"):
         manifest(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "[" * 100_000])
+def test_a_manifest_whose_lines_say_nothing_is_damaged(tmp_path, line):
+    small_dataset(tmp_path)
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match=r"manifest\.jsonl is damaged"):
+        read_part(tmp_path, "masked", "train")
 
 
 def test_read_part_gives_pictures_in_label_and_name_order(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from maskfer_edge.cameras import FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.detector import Detection, FakeDetector
-from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.errors import InputError, MaskferError, OutputError
 from maskfer_edge.health import HealthMeter
 from maskfer_edge.loop import Pipeline, results
 from maskfer_edge.model_file import ModelInfo
@@ -332,6 +332,16 @@ def test_an_error_of_the_detector_reaches_the_loop():
     pipe = background(detector)
     with pytest.raises(ZeroDivisionError):
         process_until(pipe, 0, lambda result: False)
+    pipe.close()
+
+
+def test_a_detector_that_hangs_ends_the_loop(monkeypatch):
+    monkeypatch.setattr("maskfer_edge.background_detector.HANGS_S", 0.05)
+    detector = SlowDetector()
+    pipe = background(detector)
+    with pytest.raises(MaskferError, match=r"hangs; start the program again"):
+        process_until(pipe, 0, lambda result: False)
+    detector.go_on.set()
     pipe.close()
 
 

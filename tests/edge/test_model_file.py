@@ -95,6 +95,24 @@ def test_strip_takes_several_appendices_off():
     assert strip(buffer.getvalue() + second.getvalue()) == FLATBUFFER
 
 
+@pytest.mark.parametrize(("place", "says"), [(42, b"\xff\xff\xff\x7f"), (0, b"no directory")])
+def test_strip_leaves_alone_what_it_cannot_read(place, says):
+    content = bytearray(pack(FLATBUFFER, info()))
+    directory = content.index(b"PK\x01\x02") + place
+    content[directory : directory + len(says)] = says
+    stripped = strip(bytes(content))
+    assert stripped.startswith(FLATBUFFER)
+
+
+def test_a_compressed_appendix_is_refused_unread():
+    buffer = io.BytesIO(FLATBUFFER)
+    buffer.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(LABELS_NAME, "\n".join(LABELS))
+        archive.writestr(JSON_NAME, " " * 1_000_000 + "{}")
+    assert "lacks maskfer's metadata" in refusal(buffer.getvalue())
+
+
 def test_packing_twice_leaves_one_appendix():
     assert pack(pack(FLATBUFFER, info(architecture="old")), info()) == pack(FLATBUFFER, info())
 
@@ -158,6 +176,8 @@ def test_weights_that_lost_bytes_are_refused():
         (packed_by_hand(crop_margins=[0.1]), "crop margins"),
         (packed_by_hand(crop_margins={"haar": float("nan")}), "crop margins"),
         (packed_by_hand(crop_margins={"haar": 0.9}), "crop margins"),
+        (packed_by_hand(quantization=[]), "quantization []; expected an object"),
+        (packed_by_hand(architecture=None), "architecture None; expected a text"),
         (packed_by_hand(flatbuffer_sha256=None), "weights are not those"),
     ],
 )
@@ -171,7 +191,7 @@ def test_a_refusal_is_one_line_that_names_the_file():
 
 
 @pytest.mark.parametrize(("made", "read"), [(info(), unpack), (detector_info(), unpack_detector)])
-@pytest.mark.parametrize("bits", [0x01, 0x80, 0xFF])
+@pytest.mark.parametrize("bits", [0x01, 0x08, 0x80, 0xFF])
 def test_no_damaged_byte_of_the_appendix_raises_anything_else(bits, made, read):
     content = pack(FLATBUFFER, made)
     odd = []

@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import os
 import shutil
 import subprocess
 import sys
@@ -81,7 +82,9 @@ def test_names_are_plain(name, plain):
         ("/dev/zero", "/dev/zero is not a file"),
         ("ftp://host/m.tflite", "an address that begins with https://"),
         ("http://127.0.0.1:1/m.tflite", "cannot be fetched: Connection refused; try again"),
-        ("http://127.0.0.1:port/m.tflite", "cannot be fetched: "),
+        ("http://127.0.0.1:port/m.tflite", "http://… is no address"),
+        ("https://user:sec#ret@127.0.0.1:1/m.tflite", "https://… is no address"),
+        ("http://127.0.0.1:1/m.tflite?token=secret x", "http://127.0.0.1:1/m.tflite is no address"),
         ("http://[::1/m.tflite", "is no address"),
         ("https://user:secret@127.0.0.1:1/m.tflite", "https://127.0.0.1:1/m.tflite cannot be fetched with a password"),
     ],
@@ -89,7 +92,7 @@ def test_names_are_plain(name, plain):
 def test_what_cannot_be_fetched_is_one_line(source, said):
     with pytest.raises(InputError) as caught:
         fetch(source)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert said in str(caught.value) and not any(part in str(caught.value) for part in ("\n", "sec"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
@@ -329,6 +332,24 @@ def test_a_revoked_key_counts_no_longer(signers, as_list):
 
 
 @needs_ssh_keygen
+def test_a_revocation_that_cannot_be_read_refuses_everything(signers):
+    (signers.folder / "revoked_signers").symlink_to(signers.folder / "nowhere")
+    with pytest.raises(InputError, match="does not hold"):
+        signers.check(signers.sign("ops"))
+
+
+@needs_ssh_keygen
+def test_a_key_may_stand_on_another_line_for_something_else(signers):
+    signers.allowed.write_text("")
+    key = (signers.folder / "ops.pub").read_text()
+    signers.allow("git@example.org", key, 'namespaces="git"')
+    with pytest.raises(InputError, match=r"by git@example.org does not hold"):
+        signers.check(signers.sign("ops"))
+    signers.allow("ops@example.org", key)
+    assert signers.check(signers.sign("ops"))[0] == "ops@example.org"
+
+
+@needs_ssh_keygen
 def test_a_key_whose_time_is_over_counts_no_longer(signers):
     signers.allow("past@example.org", signers.key("past"), 'valid-before="20200101"')
     with pytest.raises(InputError, match=r"by nobody in .*expired"):
@@ -526,10 +547,30 @@ def test_a_disk_that_is_full_at_the_last_write_leaves_nothing(store, monkeypatch
     def full(*arguments, **options):
         raise OutputError("state.json cannot be written: No space left on device")
 
-    monkeypatch.setattr("maskfer_edge.model_store.write_whole", full)
+    monkeypatch.setattr("maskfer_edge.model_store.whole_file", full)
     with pytest.raises(OutputError, match="No space"):
         install(store, fetched(), "", use=True, try_model=goes_well)
     assert contents(store.folder) == before
+
+
+def test_everybody_may_see_what_is_in_use_whatever_the_service_s_umask(store):
+    before = os.umask(0o077)
+    try:
+        install(store, fetched(), "", use=True, try_model=goes_well)
+    finally:
+        os.umask(before)
+    assert (store.folder / "state.json").stat().st_mode & 0o777 == 0o644
+
+
+def test_while_a_model_is_switched_to_no_installation_removes_it(store):
+    install(store, fetched(), "", use=False, try_model=goes_well)
+
+    def meanwhile(path, name):
+        with pytest.raises(OutputError, match="another program installs"):
+            install(ModelStore(store.folder), fetched(changed(architecture="new")), "", use=True, try_model=fails)
+        return goes_well(path, name)
+
+    assert use(store, store.models()[0].id, try_model=meanwhile)[2] is not None
 
 
 def test_what_a_killed_installation_left_is_removed(store):

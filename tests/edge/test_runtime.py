@@ -6,7 +6,7 @@ import pytest
 
 from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.errors import DependencyError, InputError, ModelError
-from maskfer_edge.runtime import open_interpreter
+from maskfer_edge.runtime import check_types, open_interpreter
 
 LITERT, TFLITE = "ai_edge_litert.interpreter", "tflite_runtime.interpreter"
 
@@ -140,3 +140,13 @@ def test_builtin_kernels_are_close_to_xnnpack():
     fast, exact = Classifier(model, "litert"), Classifier(model, "litert-builtin")
     faces = np.random.default_rng(0).integers(0, 256, (20, 48, 48), dtype=np.uint8)
     assert max(float(np.abs(fast(face) - exact(face)).max()) for face in faces) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "said"), [(np.int16, 0.1, "a tensor of int16"), (np.int8, 0.0, "int8 without a scale")]
+)
+def test_integers_that_say_nothing_are_refused(kind, scale, said):
+    known = [{"dtype": np.float32, "quantization": (0.0, 0)}, {"dtype": np.uint8, "quantization": (1.0, 0)}]
+    check_types(known, "m")
+    with pytest.raises(ModelError, match=said):
+        check_types([*known, {"dtype": kind, "quantization": (scale, 0)}], "m")

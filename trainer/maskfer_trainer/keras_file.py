@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def says_of_itself(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             said = json.loads(archive.read(METADATA_NAME))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except (OSError, KeyError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return {}
     return said if isinstance(said, dict) else {}
 

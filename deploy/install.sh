@@ -127,6 +127,8 @@ install_all() {
   [[ $SERVICE == no ]] || add_unit
   swap_in
   UNDO=() # it is done: what follows starts and looks only
+  # and the link as well, before what it pointed to goes
+  sync -f "$HOME_FOLDER"
   [[ $SERVICE == no ]] || start_service
   clear_leftovers
   say "5. What maskfer-edge doctor says"
@@ -427,7 +429,9 @@ choose_user() {
 add_environment() {
   local identity
   identity=$(describe_environment)
-  if [[ $identity == "$(cat -- "$CURRENT/maskfer-identity" 2>/dev/null)" ]] && "$CURRENT/bin/maskfer-edge" config >/dev/null 2>&1; then
+  # a frame of the demonstration needs all of it: a power cut may have emptied files
+  if [[ $identity == "$(cat -- "$CURRENT/maskfer-identity" 2>/dev/null)" ]] && ${AS_USER[@]+"${AS_USER[@]}"} \
+    "$CURRENT/bin/maskfer-edge" run --source demo --headless --max-frames 1 >/dev/null 2>&1; then
     say "   up to date"
     return
   fi
@@ -524,6 +528,8 @@ knows_growing_pauses() {
 swap_in() {
   if [[ -n $environment ]]; then
     local before
+    # on the card before anything points to it
+    sync -f "$environment"
     before=$(readlink -- "$CURRENT" || true)
     if [[ -n $before ]]; then undo point "$CURRENT" "$before"; else undo rm -f -- "$CURRENT"; fi
     point "$CURRENT" "$environment"

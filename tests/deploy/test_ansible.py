@@ -5,6 +5,7 @@ tests/deploy/try_fleet.sh plays them against machines.
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -174,6 +175,31 @@ def test_each_bundle_of_a_batch_is_packed(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert {path.name for path in tmp_path.glob("*.tar")} == {"bookworm.tar", "trixie.tar"}
+
+
+@needs_ansible
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_an_unpacked_bundle_is_root_s_alone(tmp_path):
+    (tmp_path / "bundle").mkdir(mode=0o777)
+    (tmp_path / "bundle/install.sh").write_text("#!/bin/sh\n")
+    for path in (tmp_path / "bundle", tmp_path / "bundle/install.sh"):
+        os.chown(path, 1001, 1001)
+    packing = next(task for task in tasks("roles/maskfer/tasks/main.yml") if task["name"] == "Pack the bundles")
+    making, unpacking = (
+        next(task for task in tasks("roles/maskfer/tasks/install.yml") if task["name"] == name)
+        for name in ("Make a folder for the bundle", "Unpack the bundle")
+    )
+    making["ansible.builtin.tempfile"]["path"] = str(tmp_path)
+    play = {"hosts": "all", "connection": "local", "gather_facts": False, "tasks": [packing, making, unpacking]}
+    common = {"maskfer_bundle": str(tmp_path / "bundle"), "ansible_python_interpreter": sys.executable}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"door": {}}, "vars": common}}))
+    command = ["ansible-playbook", "-i", "hosts.yml", "play.yml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = tmp_path.glob("maskfer-bundle.*")
+    for path, mode in ((folder, 0o700), (folder / "install.sh", 0o644)):
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (0, mode), path
 
 
 @needs_ansible

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import tempfile
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -130,8 +130,27 @@ def _read(path: Path, most: int) -> bytes:
 
 
 def _download(url: str, most: int) -> bytes | None:
-    """What an address gives; None if the server says that it has nothing there."""
-    deadline = time.monotonic() + DOWNLOAD_S
+    """What an address gives, within `DOWNLOAD_S`; None if the server says that it has nothing there."""
+    answers: list[bytes | Exception | None] = []
+
+    def fetch() -> None:
+        try:
+            answers.append(_answer(url, most))
+        except Exception as error:  # noqa: BLE001 (raised below)
+            answers.append(error)
+
+    # a server that says a byte now and then keeps a read busy for ever, before the first line too
+    thread = threading.Thread(target=fetch, name="download", daemon=True)
+    thread.start()
+    thread.join(DOWNLOAD_S)
+    if not answers:
+        raise InputError(f"{without_secrets(url)} is not here after {DOWNLOAD_S:g} s; try again")
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
+
+
+def _answer(url: str, most: int) -> bytes | None:
     content, shown = bytearray(), without_secrets(url)
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "maskfer-edge"})
@@ -144,8 +163,6 @@ def _download(url: str, most: int) -> bytes | None:
                 content += part
                 if len(content) > most:
                     raise _too_large(shown, most)
-                if time.monotonic() > deadline:
-                    raise InputError(f"{shown} is not here after {DOWNLOAD_S:g} s; try again")
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (403, 404, 410):

@@ -191,6 +191,12 @@ def dripping(handler):
         handler.wfile.write(b"x")
 
 
+def dripping_headers(handler):
+    handler.wfile.write(b"HTTP/1.0 200 OK\r\nX-Slow: ")
+    while not handler.server.over.wait(0.02):
+        handler.wfile.write(b"x")
+
+
 def no_http(handler):
     handler.wfile.write(b"\x00\x01\x02 nonsense\r\n\r\n")
 
@@ -204,13 +210,14 @@ def no_http(handler):
         (unknown_length, "more than the"),
         (cut_off, "broke off after 100 of 1000 bytes"),
         (silent, "cannot be fetched: timed out"),
-        (dripping, "is not here after"),
+        (dripping, "is not here after 0.1 s"),
+        (dripping_headers, "is not here after 0.1 s"),
         (no_http, "cannot be fetched: "),
     ],
 )
 def test_what_goes_wrong_on_the_way_is_one_line(web, monkeypatch, page, said):
     monkeypatch.setattr(model_fetch, "SILENCE_S", 0.2)
-    monkeypatch.setattr(model_fetch, "DOWNLOAD_S", 0.1 if page is dripping else 5.0)
+    monkeypatch.setattr(model_fetch, "DOWNLOAD_S", 0.1 if "after 0.1" in said else 5.0)
     monkeypatch.setattr(model_fetch, "MOST_BYTES", 50 if "more" in said else 2000)
     web.pages["/m.tflite"] = page
     with pytest.raises(InputError) as caught:

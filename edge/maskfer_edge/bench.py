@@ -156,12 +156,12 @@ def naive_loop(frames: Sequence[Frame], classifier: Classifier) -> None:
 
 def start_to_first_result(settings: RunSettings) -> tuple[float, float]:
     """Seconds from the start of a new process to its first result, and its largest resident memory in 10^6 bytes."""
-    started, peak = time.perf_counter(), 0
+    started = time.perf_counter()
     with _running(replace(settings, jsonl="-", max_frames=REALTIME_FRAMES)) as (process, said):
         assert process.stdout is not None
         if not process.stdout.readline():
             raise _failed(said)
-        seconds = time.perf_counter() - started
+        seconds, peak = time.perf_counter() - started, _peak_kb(process.pid)
         # its own high-water mark: the one that wait4 gives counts this process's memory before the exec, too
         for _ in process.stdout:
             peak = max(peak, _peak_kb(process.pid))

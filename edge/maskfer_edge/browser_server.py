@@ -183,11 +183,14 @@ class BrowserServer:
         while True:
             with suppress(RuntimeError):
                 self._server.serve_forever()
-            time.sleep(TRY_AGAIN_S)
-            with self._lock:
-                if self._closing:
-                    return
-                self._server = self._new_server()
+            while True:
+                time.sleep(TRY_AGAIN_S)
+                with self._lock:
+                    if self._closing:
+                        return
+                    with suppress(OSError):  # there are still no files for it
+                        self._server = self._new_server()
+                        break
 
     def close(self) -> None:
         """End every connection and free the port, within 2 s; may be called twice."""

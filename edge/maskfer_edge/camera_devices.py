@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ PI_SIZE_WH, PI_FPS = (640, 480), 30.0
 STREAM_SCHEMES = ("rtsp://", "rtsps://", "http://", "https://")
 # A stream that cannot be opened, or gives no frame, within these is an error; OpenCV's own limits are 30 s.
 STREAM_OPEN_MS, STREAM_READ_MS = 5000, 2000
+# Frames in a row that cannot be decoded; then the camera counts as lost.
+MOST_DAMAGED = 5
 
 
 class _CaptureCamera(Camera):
@@ -31,8 +34,12 @@ class _CaptureCamera(Camera):
         """What to say when no frame comes."""
 
     def read(self) -> Frame | None:
-        """The next frame."""
-        good, image = self._capture.read()
+        """The next frame; a few in a row that are damaged are passed over."""
+        good = False
+        for _ in range(MOST_DAMAGED):
+            with suppress(cv2.error):  # a compressed frame that arrived empty
+                good, image = self._capture.read()
+                break
         if not good:
             raise CameraError(self._ended())
         frame = Frame(np.asarray(image, dtype=np.uint8), self._index, time.time())
@@ -106,7 +113,7 @@ class PiCamera(Camera):
     """The Raspberry Pi's own camera, by picamera2: a picture, and a small grey one for the detector from the ISP."""
 
     name = "picamera"
-    live = endless = True
+    live = endless = exclusive = True
 
     def __init__(self, size_wh: tuple[int, int] | None = None, fps: float = 0.0) -> None:
         """Start it.

@@ -15,6 +15,8 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError
 
 FOLDER_FPS = 2.0
+# Share of the frames that a video says it has which must be there.
+LEAST_SHARE = 0.9
 
 
 class VideoFile(Camera):
@@ -29,14 +31,21 @@ class VideoFile(Camera):
             raise InputError(f"{path} cannot be opened as a video (damaged, or of an unknown format)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= 1000 else 25.0
+        # other formats do not say it, and OpenCV guesses
+        exact = path.suffix.lower() in (".avi", ".mp4", ".mov")
+        self._said = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if exact else 0.0
         self._index = 0
 
     def read(self) -> Frame | None:
-        """The next frame of the file."""
+        """The next frame of the file. Raises InputError if it ends far too early."""
         good, image = self._capture.read()
         if not good:
             if self._index == 0:
                 raise InputError(f"{self.name} holds no frame that can be read (damaged, or cut short)")
+            if self._index < LEAST_SHARE * self._said:
+                raise InputError(
+                    f"{self.name} ends after {self._index} of {self._said:.0f} frames; it is cut short or damaged"
+                )
             return None
         frame = Frame(np.asarray(image, dtype=np.uint8), self._index, self._index / self.fps)
         self._index += 1

@@ -38,6 +38,7 @@ class Camera(ABC):
         name: For messages.
         live: Whether frames that nobody fetched in time are stale.
         endless: Whether it has no end, so that an end is a loss.
+        exclusive: Whether it must be closed before the program can open it again, also while a read of it hangs.
         moving: Whether each frame follows from the one before, as in a video.
         fps: Frames a second as far as known, for recordings.
     """
@@ -45,6 +46,7 @@ class Camera(ABC):
     name: str
     live: bool
     endless: bool = False
+    exclusive: bool = False
     moving: bool = True
     fps: float
 

@@ -26,6 +26,8 @@ AHEAD = 2
 # A camera that gives no frame, or the same picture again and again, for so long is lost.
 STALL_S = 2.0
 FRAMES_MISSED = 3
+# Standard deviation in grey levels below which a picture shows nothing, and may well be the same for ever.
+DARK = 3.0
 # Opening a camera, and its first frame, may take so long.
 OPENING_S = 10.0
 # Pauses between attempts to open a lost camera: the first, doubled each time, up to the longest.
@@ -141,6 +143,9 @@ class Capture:
             self._error = CameraError(f"{self.camera.name} hangs whenever it is opened; start the program again")
             self._ended = True
             return
+        if self.camera.exclusive:
+            # closing may hang as reading does
+            threading.Thread(target=_close, args=(self.camera,), name="close", daemon=True).start()
         self._reader = self._new_reader(None)
         self._note_loss("it gives no frames")
         self._deadline = time.monotonic() + OPENING_S
@@ -182,6 +187,8 @@ class Capture:
             if threading.current_thread() is not self._reader:
                 return False  # another has taken its place
             tries_left = self._count_failure()
+            if self._failures > MOST_HANGING and any(thread.is_alive() for thread in self._abandoned):
+                tries_left = False  # it may be the one that hangs that keeps the camera
             if self._reopen is None or not tries_left or not isinstance(error, MaskferError | OSError):
                 return False
             self._note_loss(str(error))
@@ -223,7 +230,8 @@ class Capture:
                 # one pixel of 64 is enough: noise alone changes a living camera's picture everywhere
                 sample = frame.image[::8, ::8].copy()
                 now = time.monotonic()
-                fresh = self._sample is None or not np.array_equal(sample, self._sample)
+                # in the dark, or behind a lid, compression leaves nothing of the noise
+                fresh = self._sample is None or not np.array_equal(sample, self._sample) or sample.std() < DARK
                 if fresh:
                     self._sample, changed = sample, now
                 elif now - changed > self._stall_s:

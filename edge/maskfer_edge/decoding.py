@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
@@ -93,6 +95,14 @@ def _on_white(image: UInt8Array, data: bytes) -> UInt8Array:
     alpha = cv2.cvtColor(np.ascontiguousarray(match[..., 3]), cv2.COLOR_GRAY2BGR)
     white: UInt8Array = cv2.bitwise_not(cv2.multiply(cv2.bitwise_not(image), alpha, scale=1 / 255))
     return white
+
+
+def decode_layers(data: bytes) -> npt.NDArray[Any] | None:
+    """A picture as it is, with transparency and depth; None if it cannot be read."""
+    try:
+        return cv2.imdecode(np.frombuffer(_without_animation(data), np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:  # too large
+        return None
 
 
 def read_picture(path: Path) -> UInt8Array:

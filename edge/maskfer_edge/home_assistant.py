@@ -69,9 +69,9 @@ ENTITIES: dict[tuple[str, str], dict[str, Any]] = {
 }
 
 
-def identity(prefix: str) -> str:
-    """What the broker and Home Assistant know a device by: 23 letters and digits, the same for the same prefix."""
-    return "maskfer" + hashlib.sha256(prefix.encode()).hexdigest()[:16]
+def identity(name: str) -> str:
+    """What the broker and Home Assistant know a device by: 23 letters and digits, the same for the same name."""
+    return "maskfer" + hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def discovery(prefix: str) -> dict[str, str]:

@@ -73,7 +73,7 @@ class Pipeline:
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
         self.slowdown, self.reads_all_new = 1, False
-        self._until_detection = self._until_full = 0
+        self._until_detection = self._until_full = self._first = 0
         self._background: BackgroundDetector | None = None
 
     def faces(self, image: UInt8Array, frame: int, grey: UInt8Array | None = None) -> tuple[FaceResult, ...]:
@@ -100,6 +100,12 @@ class Pipeline:
         """
         self._background = BackgroundDetector(self.detector)
 
+    def forget(self, frame: int) -> None:
+        """Let all faces go: from this frame on the picture has nothing to do with what was before."""
+        self.tracker.forget()
+        self._until_detection = self._until_full = 0
+        self._first = frame
+
     def close(self) -> None:
         """End the detector's thread, if there is one."""
         if self._background is not None:
@@ -116,7 +122,7 @@ class Pipeline:
                 self.stages_ms["detect"] = _ms_since(started)
             return
         found = self._background.take()
-        if found is not None:
+        if found is not None and found.frame >= self._first:
             self.tracker.detected(found.frame, found.detections)
             self.stages_ms["detect"] = found.took_ms
         if due and self._background.idle:
@@ -135,8 +141,7 @@ class Pipeline:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""
         started = time.perf_counter()
         if not moving:
-            self.tracker.forget()
-            self._until_detection = self._until_full = 0
+            self.forget(frame.index)
         faces = self.faces(frame.image, frame.index, frame.grey)
         latency_ms = round(_ms_since(started), 2)
         self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
@@ -180,9 +185,14 @@ def results(
     camera = capture.camera
     taking = OutputSet(outputs, draw, live=camera.live, stopping=lambda: capture.stopped)
     meter.output_drops |= {thread.output.name: thread.missed for thread in taking.threads}
-    failed = True
+    failed, losses = True, 0
     try:
         for frame in capture:
+            if capture.losses != losses:
+                losses = capture.losses
+                # what is to be blurred stays so: whoever was there may still be
+                if not pipeline.tracker.covers:
+                    pipeline.forget(frame.index)
             result = pipeline.process(frame, moving=camera.moving)
             meter.add(result, pipeline.stages_ms)
             pulse()

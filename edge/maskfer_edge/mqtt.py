@@ -13,8 +13,11 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -97,6 +100,13 @@ def parse_broker(url: str) -> Broker:
     )
 
 
+def _machine() -> str:
+    """What tells this machine from another of the same host name."""
+    with suppress(OSError):
+        return Path("/etc/machine-id").read_text()
+    return str(uuid.getnode())
+
+
 def _wrong(what: str) -> InputError:
     return InputError(
         f"the MQTT address {what}; give mqtt://[user[:password]@]host[:port][/prefix], or mqtts:// for TLS; "
@@ -119,6 +129,7 @@ class MqttOutput(Output):
         url: str,
         health: Callable[[], Health],
         *,
+        source: str = "",
         rate: float = 5.0,
         tell: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
@@ -128,6 +139,7 @@ class MqttOutput(Output):
         Args:
             url: See `parse_broker`.
             health: Gives the state of the run; called by any thread.
+            source: Of the run; two runs of one prefix that differ in it, or in the machine, do not push each other out.
             rate: Results a second at most; one in which a face or an expression changes is sent at once.
             tell: Takes a line for people when the broker is lost, refuses, and when it is back.
             clock: Seconds that never go back.
@@ -154,7 +166,8 @@ class MqttOutput(Output):
         self._lock = threading.Lock()
 
         # With the same id a new connection ends a dead one at once; else its "offline" would follow the new "online".
-        self._client = Client(CallbackAPIVersion.VERSION2, identity(self.broker.prefix))
+        who = f"{self.broker.prefix} {_machine()} {source}"
+        self._client = Client(CallbackAPIVersion.VERSION2, identity(who))
         if self.broker.user is not None:
             self._client.username_pw_set(self.broker.user, self.broker.password)
         if self.broker.scheme == "mqtts":

@@ -140,7 +140,7 @@ class OutputSet:
             live: Whether the source is live; else no frame is dropped by an output that wants all.
             stopping: Whether the run is to end soon; then these are not waited for either.
         """
-        self._draw = draw
+        self._draw, self._live = draw, live
         self._here = [output for output in outputs if output.main_thread]
         self.threads = [
             OutputThread(output, wait=output.keeps_all and not live, stopping=stopping)
@@ -165,10 +165,14 @@ class OutputSet:
         # what one of them could not write while it ended has failed for all
         first = next((thread.error for thread in self.threads if thread.error is not None), None)
         errors: list[Exception] = [] if first is None else [first]
-        closing = [*(output.close for output in self._here), *(thread.close for thread in self.threads)]
-        for close in closing:
+        closing: list[tuple[Output, Callable[[bool], None], Exception | None]]
+        closing = [(output, output.close, None) for output in self._here]
+        closing += [(thread.output, thread.close, thread.error) for thread in self.threads]
+        for output, close, error in closing:
+            # of a camera, what there is so far is worth as much whatever else has failed
+            survives = self._live and output.survives and error is None
             try:
-                close(failed or first is not None)
+                close((failed or first is not None) and not survives)
             except Exception as error:  # noqa: BLE001 (the first is raised below)
                 errors.append(error)
         if errors and not failed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
@@ -24,6 +25,8 @@ LEAST_FREE_BYTES = 4_000_000
 LONGEST_GAP_S = 5.0
 # A recording that nothing was written to for so long is no run's any more.
 LEFT_S = 600.0
+# Within which a window opens on any machine that can open one.
+WINDOW_S = 20.0
 
 
 class Output(ABC):
@@ -34,6 +37,7 @@ class Output(ABC):
         wants_picture: Whether the annotated picture is needed.
         keeps_all: Whether of a file no frame may be missing, so that the loop waits for it.
         main_thread: Whether it must be called by the main thread.
+        survives: Whether what it has of a camera is kept when something else fails.
         dropped: Frames that it took and could not pass on.
     """
 
@@ -41,6 +45,7 @@ class Output(ABC):
     wants_picture = False
     keeps_all = False
     main_thread = False
+    survives = False
     dropped = 0
 
     @abstractmethod
@@ -136,7 +141,8 @@ class LineFile(Output):
             self._empty = False
             file = path.open("rb+", buffering=0)
             file.seek(_end_of_last_line(file))
-            file.truncate()
+            if not file.truncate():
+                file.write(self.header.encode())
             return file
         file = path.open("wb", buffering=0)
         try:
@@ -228,7 +234,7 @@ class CsvFile(LineFile):
 class VideoRecording(Output):
     """An annotated video. The file appears when the recording ends well, or not at all."""
 
-    wants_picture = keeps_all = True
+    wants_picture = keeps_all = survives = True
 
     def __init__(self, path: Path, fps: float, overwrite: bool = False) -> None:
         """Reserve the name; the writer is made with the first frame, whose size the video has.
@@ -323,8 +329,13 @@ class Window(Output):
 
 
 def has_display() -> bool:
-    """Whether there is a screen that a window could open on."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    """Whether a window opens here: tried by another process, as OpenCV ends the one that tries in vain."""
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    command = [sys.executable, "-P", "-c", "import cv2; cv2.namedWindow('maskfer'); cv2.destroyAllWindows()"]
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, capture_output=True, timeout=WINDOW_S, check=False).returncode == 0
+    return False
 
 
 def fit_into(image: UInt8Array, size_wh: tuple[int, int]) -> UInt8Array:

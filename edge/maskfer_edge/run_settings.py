@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from maskfer_edge.errors import InputError
@@ -69,6 +71,10 @@ class RunSettings:
                 raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
+        files = [(name, value) for name in ("jsonl", "csv", "record") if (value := getattr(self, name))]
+        for (name, value), (other, same) in combinations(files, 2):
+            if value == same or os.path.realpath(value) == os.path.realpath(same):
+                raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
         _ = self.size_wh
 
     @property

@@ -209,7 +209,7 @@ def _outputs(
         page = camera if isinstance(camera, BrowserCamera) else None
         yield partial(BrowserView, server, meter.snapshot, page)
     if settings.mqtt:
-        yield partial(MqttOutput, settings.mqtt, meter.snapshot, tell=tell)
+        yield partial(MqttOutput, settings.mqtt, meter.snapshot, source=settings.source, tell=tell)
     if not settings.headless:
         if has_display():
             yield Window

@@ -431,14 +431,19 @@ def test_the_server_ends_in_two_seconds_with_pages_open(site, monkeypatch):
     site.server.close()  # once more
 
 
-def test_the_server_outlives_a_connection_that_could_not_be_taken(monkeypatch):
-    made = []
+@pytest.mark.parametrize("failures", [0, 3])
+def test_the_server_outlives_a_connection_that_could_not_be_taken(monkeypatch, failures):
+    made, failed = [], []
+    monkeypatch.setattr("maskfer_edge.browser_server.TRY_AGAIN_S", 0.01)
 
     class Server:
         """The first ends as websockets' does when no thread can be started."""
 
         def __init__(self, handler, *, sock, **options):
             self.sock, self.ended = sock, threading.Event()
+            if made and len(failed) < failures:
+                failed.append(self)
+                raise OSError(24, "Too many open files")
             made.append(self)
 
         def serve_forever(self):

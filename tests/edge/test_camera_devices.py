@@ -79,6 +79,23 @@ def test_a_usb_camera_buffers_one_frame(video_capture):
     assert UsbCamera(0)._capture.settings[cv2.CAP_PROP_BUFFERSIZE] == 1
 
 
+@pytest.mark.parametrize(("damaged", "lost"), [(1, False), (4, False), (5, True)])
+def test_a_few_damaged_frames_are_no_loss(video_capture, monkeypatch, damaged, lost):
+    def read(capture):
+        capture.settings["damaged"] = capture.settings.get("damaged", 0) + 1
+        if capture.settings["damaged"] <= damaged:
+            raise cv2.error("!buf.empty()")
+        return True, np.zeros((2, 2, 3), np.uint8)
+
+    monkeypatch.setattr(video_capture, "read", read)
+    with UsbCamera(0) as camera:
+        if lost:
+            with pytest.raises(CameraError, match="gives no more frames"):
+                camera.read()
+        else:
+            assert camera.read().index == 0
+
+
 def test_an_unplugged_usb_camera_is_a_camera_error_after_its_frames(video_capture):
     camera = UsbCamera(0)
     assert [camera.read().index, camera.read().index] == [0, 1]

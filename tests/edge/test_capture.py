@@ -121,7 +121,7 @@ class ScriptedCamera(Camera):
     """A live camera that does what its script says: an int is a picture of that grey, the rest see `read`."""
 
     live = endless = True
-    fps = 30.0
+    fps, contrast = 30.0, 200
 
     def __init__(self, script, name="scripted"):
         self.script, self.name, self.closed = list(script), name, threading.Event()
@@ -136,7 +136,9 @@ class ScriptedCamera(Camera):
         if step is None:
             return None
         time.sleep(0.002)
-        return Frame(np.full((16, 16, 3), step, np.uint8), 0, 0.0)
+        picture = np.full((16, 16, 3), step, np.uint8)
+        picture[8:] = self.contrast - step  # it shows something
+        return Frame(picture, 0, 0.0)
 
     def close(self):
         self.closed.set()
@@ -196,6 +198,51 @@ def test_a_camera_that_cannot_be_opened_at_first_is_tried_again():
 def test_a_picture_that_stands_still_after_opening_again_is_no_return():
     _, told, capture = watched([1] + [1] * 200, [1] * 200, GOES_ON)
     assert (capture.losses, len(told)) == (1, 2)
+
+
+def test_the_dark_is_no_loss():
+    """Behind a lid compression leaves the same picture for ever; what a camera that froze shows is not dark."""
+    camera = ScriptedCamera([100] * 100 + GOES_ON)
+    camera.contrast = 200  # both halves alike
+    told = []
+    with Capture(camera, ScriptedCamera, stall_s=0.05, tell=told.append) as capture:
+        for frame in capture:
+            if frame.image[0, 0, 0] == 3:
+                break
+    assert (capture.losses, told) == (0, [])
+
+
+class OneOwnerCamera(ScriptedCamera):
+    """As libcamera's: opened again only after it was closed, even if its read hangs."""
+
+    exclusive = True
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_a_camera_that_has_one_owner_is_closed_where_it_hangs(monkeypatch, exclusive):
+    monkeypatch.setattr(module, "MOST_HANGING", 3)
+    first, cameras = OneOwnerCamera([1, "block"]), [OneOwnerCamera(GOES_ON)]
+    first.exclusive = exclusive
+
+    def hang():
+        first.freed.wait(5)
+        raise CameraError("too late")
+
+    first.freed, read = threading.Event(), first.read
+    first.read = lambda: hang() if first.script[:1] == ["block"] else read()
+
+    def reopen():
+        if not first.closed.is_set():
+            raise CameraError("in use")
+        return cameras.pop()
+
+    with Capture(first, reopen, stall_s=0.05, first_pause_s=0.01) as capture:
+        if exclusive:
+            assert next(frame for frame in capture if frame.image[0, 0, 0] == 3)
+        else:
+            with pytest.raises(CameraError, match="in use"):
+                list(capture)
+        first.freed.set()
 
 
 def test_after_so_many_attempts_it_is_an_error():

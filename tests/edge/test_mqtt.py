@@ -222,6 +222,16 @@ def test_home_assistant_reads_the_values_out_of_the_messages(make, monkeypatch, 
     assert jinja2.Template(entity["value_template"]).render(value_json=message) == expected
 
 
+def test_runs_of_one_prefix_push_each_other_out_only_if_they_are_the_same(make, monkeypatch):
+    def known(**options):
+        return make(**options)[1].client_id
+
+    usual = known(source="usb:0")
+    assert known(source="usb:0") == usual != known(source="usb:1")
+    monkeypatch.setattr("maskfer_edge.mqtt._machine", lambda: "another")
+    assert known(source="usb:0") != usual
+
+
 def test_results_are_published_at_the_rate(make):
     now = [0.0]
     output, client = make(rate=4, clock=lambda: now[0])

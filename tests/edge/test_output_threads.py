@@ -150,3 +150,26 @@ def test_after_a_failure_nothing_more_is_written():
     threading.Timer(0.05, held.go_on.set).start()
     taking.finish(failed=True)
     assert (len(held.results), held.closed) == (1, "failed")
+
+
+@pytest.mark.parametrize(("live", "ends"), [(True, ["well", "failed"]), (False, ["failed", "failed"])])
+def test_of_a_camera_a_recording_outlives_the_failure_of_another(live, ends):
+    recording, other = FakeOutput(), FakeOutput()
+    recording.survives = True
+    taking = feed([recording, other], 1, live=live)
+    taking.finish(failed=True)
+    assert [recording.closed, other.closed] == ends
+
+
+def test_a_recording_that_failed_itself_does_not_survive():
+    class Failing(FakeOutput):
+        survives = True
+
+        def write(self, *arguments):
+            raise OutputError("the disk is full")
+
+    failing = Failing()
+    taking = feed([failing], 1)
+    with pytest.raises(OutputError):
+        taking.finish(failed=False)
+    assert failing.closed == "failed"

@@ -3,6 +3,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import time
 from types import SimpleNamespace
 
@@ -294,14 +295,19 @@ def test_q_escape_and_closing_end_the_window(monkeypatch, key, visible, goes_on)
     assert Window().write(Frame(picture(), 0, 0.0), FrameResult(0.0, 0, (), 1.0), picture()) is goes_on
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"), [({}, False), ({"DISPLAY": ":0"}, True), ({"WAYLAND_DISPLAY": "w"}, True)]
-)
-def test_has_display_asks_the_environment(monkeypatch, environment, expected):
+@pytest.mark.parametrize("environment", [{}, {"DISPLAY": ":987"}, {"WAYLAND_DISPLAY": "nowhere"}])
+def test_a_screen_that_cannot_be_reached_is_none(monkeypatch, environment):
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    assert not has_display()
+
+
+@pytest.mark.parametrize(("program", "expected"), [("true", True), ("false", False)])
+def test_a_screen_is_one_on_which_a_window_opens(monkeypatch, program, expected):
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sys, "executable", shutil.which(program))
     assert has_display() is expected
 
 
@@ -329,6 +335,14 @@ def test_what_a_crash_left_of_the_last_line_is_taken_off(tmp_path, left):
     output.close()
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert len(lines) == left.count(b"\n") + 1
+
+
+def test_a_header_that_a_crash_cut_off_is_written_anew(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"time,fra")
+    output = CsvFile(str(tmp_path / "a.csv"), append=True)
+    feed(output, [0])
+    output.close()
+    assert (tmp_path / "a.csv").read_text().startswith(CsvFile.header)
 
 
 def test_a_file_that_grows_too_large_is_rotated(tmp_path):

@@ -88,6 +88,25 @@ def test_a_video_cut_short_is_refused(tmp_path):
         frames_of(open_camera(str(tmp_path / DEMO_CLIP)))
 
 
+@pytest.mark.parametrize(("kept", "whole"), [(0.5, False), (1.0, True)])
+def test_a_video_that_ends_in_its_middle_is_said_to(tmp_path, kept, whole):
+    path = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
+    for level in range(60):
+        writer.write(np.full((64, 64, 3), level, np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
+    camera, read = open_camera(str(path)), 0
+    if whole:
+        while camera.read():
+            read += 1
+        assert read == 60
+    else:
+        with pytest.raises(InputError, match=r"a\.avi ends after \d+ of 60 frames; it is cut short"):
+            while camera.read():
+                pass
+
+
 def test_a_video_without_a_readable_frame_is_refused(video_capture, tmp_path):
     (tmp_path / "a.avi").write_bytes(b"x")
     camera = open_camera(str(tmp_path / "a.avi"))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import cv2
@@ -152,6 +153,15 @@ def test_a_picture_that_is_not_there_is_refused(tmp_path):
 def test_what_is_no_picture_is_refused(write, content):
     path = write(points=anchors())
     path.write_bytes(content)
+    assert load(path) == f"{path} is not a picture that can be read; a template is a PNG with transparency"
+
+
+def test_a_picture_that_says_to_be_endless_is_refused(write):
+    path = write(points=anchors())
+    data = bytearray(path.read_bytes())
+    data[16:24] = (60_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
     assert load(path) == f"{path} is not a picture that can be read; a template is a PNG with transparency"
 
 

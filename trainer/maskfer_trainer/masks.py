@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import UInt8Array
+from maskfer_edge.decoding import decode_layers
 from maskfer_edge.dependencies import cv2
 from maskfer_trainer.patterns import byte_layer, signed_layer
 from maskfer_trainer.reliefs import RELIEFS, flat
@@ -189,8 +190,7 @@ def draw_mask(kind: Kind, unit_px: int) -> Layers:
 
 def _own_picture(kind: Kind, side: int, unit_px: int) -> tuple[UInt8Array, UInt8Array]:
     """Colours (side, side, 3) B,G,R and cover (side, side) of a user's picture, laid out as drawings are."""
-    decoded = cv2.imdecode(np.frombuffer(kind.picture, np.uint8), cv2.IMREAD_UNCHANGED)
-    picture = np.asarray(decoded, dtype=np.float32)
+    picture = np.asarray(decode_layers(kind.picture), dtype=np.float32)
     picture[..., :3] *= picture[..., 3:] / 255  # by alpha, so that transparent pixels' colours leave no fringe
     from_canvas = np.array(
         [[1 / unit_px, 0, 0.5 / unit_px - CANVAS_ORIGIN[0]], [0, 1 / unit_px, 0.5 / unit_px - CANVAS_ORIGIN[1]],

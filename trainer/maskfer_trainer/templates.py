@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maskfer_edge.decoding import decode_layers
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
@@ -47,7 +48,7 @@ def load_template(path: Path) -> Kind:
             are under four, or they lie on a line.
     """
     data = read_bytes(path)
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    picture = decode_layers(data)
     if picture is None:
         raise InputError(f"{path} is not a picture that can be read; a template is a PNG with transparency")
     if picture.ndim != 3 or picture.shape[2] != 4:
@@ -99,7 +100,7 @@ def _read_anchors(path: Path) -> dict[str, tuple[float, float]]:
         anchors = {str(name): (float(x), float(y)) for name, (x, y) in given.items()}
         if not all(abs(v) < LARGEST_PX for point in anchors.values() for v in point):
             raise ValueError
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(f'{path} is no list of points like {{"nose": [x, y], ...}}; {known}') from None
     unknown = [name for name in anchors if name not in ANCHORS]
     if unknown:

@@ -56,6 +56,7 @@ def _edges(polygon: Points, size_wh: tuple[int, int]) -> Points:
     filled = cv2.fillPoly(np.zeros(size_wh[::-1], dtype=np.uint8), [polygon], 1)
     finer = cv2.resize(filled, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(finer, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    outline = cv2.approxPolyDP(max(contours, key=cv2.contourArea), 0.5 * FINER, True)[:, 0]
-    # points to the right and below lie on the last fine pixel; its edge is one further
-    return np.asarray((outline + (outline > outline.mean(axis=0))) / FINER, dtype=np.float32)
+    outline = max(contours, key=cv2.contourArea)
+    # a point on a pixel's last fine pixel stands for the edge, which is one further
+    outline = outline + (outline % FINER == FINER - 1)
+    return np.asarray(cv2.approxPolyDP(outline, 0.5 * FINER, True)[:, 0] / FINER, dtype=np.float32)

@@ -20,11 +20,11 @@ from maskfer_trainer.evaluation import Evaluation, as_text, evaluate, open_model
 PAIRS = [(0, 0), (0, 0), (0, 0), (0, 1), (1, 1), (1, 0), (2, 0), (2, 1)]
 
 
-def figures(pairs: list[tuple[int, int]], in_train: set[str] = frozenset()):
+def figures(pairs: list[tuple[int, int]], in_train: set[str] = frozenset(), near_train: set[str] = frozenset()):
     true, given = (np.array(column, dtype=np.int64) for column in zip(*pairs, strict=True))
     names = tuple(f"{LABELS[k].lower()}/{i}" for i, k in enumerate(true))
     pictures = PictureSet(np.zeros((len(pairs), 48, 48), dtype=np.uint8), true, names)
-    return part_figures(pictures, np.eye(7, dtype=np.float32)[given], in_train)
+    return part_figures(pictures, np.eye(7, dtype=np.float32)[given], in_train, near_train)
 
 
 def test_accuracy_is_the_share_given_their_own_label():
@@ -59,6 +59,12 @@ def test_accuracy_without_pictures_that_stand_in_train():
     found = figures(PAIRS, {"angry/0", "fear/6"})
     assert (found.duplicates, found.accuracy_without_duplicates) == (2, 0.5)
     assert figures(PAIRS, {"angry/0", "angry/1"}).accuracy_without_duplicates == pytest.approx(2 / 6, abs=1e-4)
+
+
+def test_accuracy_without_pictures_that_nearly_stand_in_train():
+    found = figures(PAIRS, {"angry/0"}, {"angry/0", "fear/6", "fear/7"})
+    assert (found.duplicates, found.near, found.accuracy_without_near) == (1, 2, pytest.approx(3 / 5))
+    assert "60.0% without 2 more that nearly do" in as_text(Evaluation("m", True, "d", {"bare": found}))
 
 
 def test_tables_can_be_made_when_every_picture_stands_in_train():
@@ -193,8 +199,8 @@ def test_a_data_set_without_bare_pictures_says_how_to_get_them(tmp_path, dataset
         evaluate(keras_model, change_records(dataset, tmp_path / "data", without_bare))
 
 
-@pytest.mark.parametrize(("mark", "duplicates"), [("in_train", 3), ("near_train", 0)])
-def test_only_pixel_for_pixel_copies_count_as_standing_in_train(tmp_path, dataset, keras_model, mark, duplicates):
+@pytest.mark.parametrize(("mark", "duplicates", "near"), [("in_train", 3, 0), ("near_train", 0, 3)])
+def test_only_pixel_for_pixel_copies_count_as_standing_in_train(tmp_path, dataset, keras_model, mark, duplicates, near):
     def marked(record):
         said = {"in_train": "", "near_train": ""}
         if (record["split"], record["class"]) == ("test", "sad"):
@@ -202,7 +208,7 @@ def test_only_pixel_for_pixel_copies_count_as_standing_in_train(tmp_path, datase
         return {**record, **said}
 
     found = evaluate(keras_model, change_records(dataset, tmp_path / "data", marked)).parts["masked"]
-    assert (found.pictures, found.duplicates) == (21, duplicates)
+    assert (found.pictures, found.duplicates, found.near) == (21, duplicates, near)
 
 
 @pytest.mark.parametrize(("mirror", "expected"), [(False, 1), (True, 0)])
@@ -226,7 +232,7 @@ def test_confidence_is_held_against_accuracy():
     scores = np.full((4, 7), 0.4 / 6, dtype=np.float32)
     scores[:, 2] = 0.6
     pictures = PictureSet(np.zeros((4, 48, 48), np.uint8), np.array([2, 2, 2, 1]), tuple("abcd"))
-    assert part_figures(pictures, scores, set()).calibration_error == pytest.approx(0.15, abs=1e-4)
+    assert part_figures(pictures, scores, set(), set()).calibration_error == pytest.approx(0.15, abs=1e-4)
 
 
 def test_masked_faces_are_counted_by_kind_of_mask(evaluation, dataset):

@@ -121,6 +121,11 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     epochs = [line.partition(":")[0] for line in told if line.startswith("epoch")]
     assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 2/3", "epoch 3/3"]
     assert (tmp_path / "run/model.keras").exists()
+    fit_detector(scenes, tmp_path / "whole", longer)
+    cut, whole = (
+        np.genfromtxt(tmp_path / name / "history.csv", delimiter=",", skip_header=1) for name in ("run", "whole")
+    )
+    assert cut == pytest.approx(whole, rel=1e-3)
 
 
 def test_a_damaged_run_is_named(tmp_path, scenes, run):
@@ -192,5 +197,17 @@ def test_what_lies_on_an_ignored_face_is_no_false_box():
     face = (100, 60, 40, 48)
     maps = targets([face], [])[..., [0, 3, 4, 5, 6]]
     nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [[]], [[face]])
-    assert module._match([np.array(face)], [], [face])[1].tolist() == [False]
+    assert module._match(np.array([face]), [], [face])[1].tolist() == [False]
     assert best_threshold(maps[None], nothing)[0] == 0
+
+
+def test_a_second_box_on_a_face_is_false():
+    face = (100, 60, 40, 48)
+    hit, free = module._match(np.array([face, (102, 61, 40, 48)], np.float32), [face], [])
+    assert (hit.tolist(), free.tolist()) == ([0, -1], [False, True])
+
+
+def test_faces_that_the_edge_leaves_out_do_not_count():
+    small = (100, 60, 14, 14)
+    maps = targets([small], [])[..., [0, 3, 4, 5, 6]]
+    assert best_threshold(maps[None], SceneSet(np.zeros((1, 240, 320), np.uint8), [[small]], [[]]))[0] == 0

@@ -112,6 +112,22 @@ def test_the_model_can_be_loaded(lean_run):
     assert keras.models.load_model(lean_run / "model.keras", compile=False).name == "lean"
 
 
+def test_the_network_that_is_kept_has_learned(monkeypatch, tmp_path, dataset):
+    """The classes differ in brightness; in a run of few steps the mean must not be of the first weights."""
+
+    def by_brightness() -> keras.Model:
+        inputs = keras.Input((48, 48, 1))
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 32, -4)(inputs))
+        return keras.Model(inputs, keras.layers.Dense(7, "softmax")(keras.layers.Dense(64, "relu")(x)))
+
+    monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": by_brightness})
+    plain = settings(epochs=60, learning_rate=0.03, bare_share=1.0, augmentation=0.0, cutout=0.0, label_smoothing=0.0)
+    kept = keras.models.load_model(fit(dataset, tmp_path / "run", plain, verbose=0))
+    bare = read_part(dataset, "bare", "test")
+    given = kept.predict(bare.images[..., None].astype(np.float32), verbose=0).argmax(axis=1)
+    assert np.mean(given == bare.labels) > 0.9
+
+
 def test_an_existing_run_is_refused(tiny_networks, tmp_path, dataset):
     (tmp_path / "run").mkdir()
     with pytest.raises(OutputError, match="--resume"):
@@ -321,6 +337,17 @@ def test_what_has_learned_from_faces_that_would_judge_is_refused(tmp_path, datas
     with pytest.raises(InputError, match=r"model\.keras has learned from faces.*share of 0\.\d+ or less"):
         fit(dataset, tmp_path / "run", more, **given, verbose=0)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_says_by_its_run_what_it_has_seen(tmp_path, dataset, lean_run):
+    for name in ("best", "last"):
+        with pytest.raises(InputError, match="has learned from faces that would be validated on"):
+            fit(
+                dataset,
+                tmp_path / "run",
+                settings(validation_share=0.9),
+                initial=lean_run / f"checkpoints/{name}.keras",
+            )
 
 
 def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):

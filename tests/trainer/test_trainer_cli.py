@@ -186,6 +186,58 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
     assert (chosen.arch, chosen.epochs, chosen.bare_share, chosen.seed) == ("paper", 250, 0.0, 3)
 
 
+@pytest.mark.parametrize(
+    ("command", "module", "options", "expected"),
+    [
+        (("fit", "D"), "fitting.fit", ["--initial", "i.keras", "--teacher", "t.keras", "--resume", "--distribute"],
+         {"initial": Path("i.keras"), "teachers": [Path("t.keras")], "resume": True, "distribute": True}),
+        (("fit", "D"), "fitting.fit", [], {"initial": None, "teachers": (), "resume": False, "distribute": False}),
+        (("fit-together", "D", "--network", "lean:3"), "fit_together.fit_together",
+         ["--teacher", "t.keras", "--resume"], {"teachers": [Path("t.keras")], "resume": True}),
+        (("fit-detector", "S"), "fit_detector.fit_detector", ["--initial", "i.keras", "--workers", 3, "--resume"],
+         {"initial": Path("i.keras"), "workers": 3, "resume": True}),
+        (("fit-rescorer", "d.tflite", "S", "P"), "fit_rescorer.fit_rescorer", ["--resume"], {"resume": True}),
+        (("evaluate", "m.keras", "D"), "evaluation.evaluate", ["--no-mirror"], {"mirror": False, "detector": ""}),
+        (("evaluate", "m.keras", "D"), "evaluation.evaluate", ["--through-detector", "--detector", "haar"],
+         {"mirror": True, "detector": "haar"}),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_arrives(run_main, monkeypatch, tmp_path, command, module, options, expected):
+    class Asked(Exception):
+        pass
+
+    def take(*_, **keywords):
+        assert {key: keywords[key] for key in expected} == expected
+        raise Asked
+
+    monkeypatch.setenv("KERAS_BACKEND", "jax" if command[0] == "fit-together" else "tensorflow")
+    monkeypatch.setattr(f"maskfer_trainer.{module}", take)
+    with pytest.raises(Asked):
+        run_main(main, *command, *([] if command[0] == "evaluate" else ["--out", tmp_path / "run"]), *options)
+
+
+@pytest.mark.parametrize("half", ["testing", "tuning"])
+def test_evaluate_detector_takes_half_and_threshold(run_main, monkeypatch, tmp_path, half):
+    from maskfer_edge.learned_detector import LearnedDetector
+    from maskfer_trainer import detector_evaluation
+
+    class Asked(Exception):
+        pass
+
+    def take(finder, photos, **_):
+        assert isinstance(finder, LearnedDetector) and finder.score_threshold == 0.7
+        assert photos and {detector_evaluation.half(photo.path.name) for photo in photos} == {half}
+        raise Asked
+
+    for number in range(6):
+        cv2.imwrite(str(tmp_path / f"{number}.jpg"), np.zeros((60, 60, 3), np.uint8))
+    rows = [f"{number}.jpg,with_mask,5,5,45,45\n" for number in range(6)]
+    (tmp_path / "boxes.csv").write_text("image,label,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    monkeypatch.setattr(detector_evaluation, "evaluate_detector", take)
+    with pytest.raises(Asked):
+        run_main(main, "evaluate-detector", "learned", tmp_path, "--half", half, "--threshold", 0.7)
+
+
 def test_fit_takes_a_file_of_settings_and_says_what_it_runs_on(run_main, monkeypatch, dataset, tmp_path):
     from maskfer_trainer import fitting
 

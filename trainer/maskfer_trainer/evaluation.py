@@ -53,8 +53,10 @@ class PartFigures:
     Attributes:
         accuracy: Share of pictures given their own label.
         accuracy_without_duplicates: The same without pictures whose pixels also stand in train; None if all do.
+        accuracy_without_near: Without those, and without pictures that are nearly the same as one in train.
         pictures: How many there are.
         duplicates: How many of them also stand in train.
+        near: How many more nearly do.
         calibration_error: Expected calibration error, see `calibration.calibration_error`.
         confusion: 7 rows (true label) of 7 counts (given label).
         classes: By label.
@@ -62,8 +64,10 @@ class PartFigures:
 
     accuracy: float
     accuracy_without_duplicates: float | None
+    accuracy_without_near: float | None
     pictures: int
     duplicates: int
+    near: int
     calibration_error: float
     confusion: list[list[int]]
     classes: dict[str, ClassFigures]
@@ -126,7 +130,10 @@ def evaluate(
     if detector and detector not in margins:
         raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")
     records = {record_name(r): r for r in manifest(dataset) if r["split"] == "test"}
-    in_train = {name for name, record in records.items() if record["in_train"]}
+    known = (
+        {name for name, record in records.items() if record["in_train"]},
+        {name for name, record in records.items() if record["near_train"]},
+    )
     pictures = {part: read_part(dataset, part, "test") for part in PARTS}
     scores = {part: predict(of_part.images) for part, of_part in pictures.items()}
     right = scores["masked"].argmax(axis=1) == pictures["masked"].labels
@@ -135,7 +142,7 @@ def evaluate(
         str(model),
         mirror,
         str(dataset),
-        {part: part_figures(pictures[part], scores[part], in_train) for part in PARTS},
+        {part: part_figures(pictures[part], scores[part], *known) for part in PARTS},
         {str(k): (round(float(right[kinds == k].mean()), 4), int((kinds == k).sum())) for k in np.unique(kinds)},
         {part: through_detector(pictures[part], predict, finder, margins[detector], progress) for part in PARTS}
         if finder
@@ -181,17 +188,19 @@ def open_model(path: Path, *, mirror: bool = True) -> tuple[Predict, Mapping[str
     return lambda images: predict_views(network, images, mirror=mirror).mean(axis=0), CROP_MARGINS
 
 
-def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str]) -> PartFigures:
+def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str], near_train: set[str]) -> PartFigures:
     """All figures of one part.
 
     Args:
         pictures: Of the part.
         scores: (n, 7) what the network says of each.
         in_train: Names of pictures that also stand in train.
+        near_train: Names of others that nearly do.
     """
     given = scores.argmax(axis=1)
     right = given == pictures.labels
     fresh = np.array([name not in in_train for name in pictures.names])
+    new = np.array([name not in near_train for name in pictures.names]) & fresh
     indices = list(range(len(LABELS)))
     confusion = confusion_matrix(pictures.labels, given, labels=indices)
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -210,8 +219,10 @@ def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str]) -
     return PartFigures(
         accuracy=round(float(right.mean()), 4),
         accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else None,
+        accuracy_without_near=round(float(right[new].mean()), 4) if new.any() else None,
         pictures=len(pictures),
         duplicates=int((~fresh).sum()),
+        near=int((fresh & ~new).sum()),
         calibration_error=round(calibration_error(scores, pictures.labels), 4),
         confusion=confusion.tolist(),
         classes=classes,
@@ -238,7 +249,8 @@ def as_text(evaluation: Evaluation) -> str:
     lines = [f"{evaluation.model} on {evaluation.dataset}", ""]
     lines += [
         f"{part:8} {figures.accuracy:6.1%} of {figures.pictures} right; "
-        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train; "
+        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train, "
+        f"{_percent(figures.accuracy_without_near)} without {figures.near} more that nearly do; "
         f"expected calibration error {figures.calibration_error:.1%}"
         for part, figures in parts.items()
     ]

@@ -18,12 +18,22 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.learned_detector import decode
+from maskfer_edge.learned_detector import LEAST_SHARE, decode
 from maskfer_trainer.candidates import centre_within
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.keras_file import embed_metadata, take_weights
-from maskfer_trainer.run_folder import LAST, History, RunFolder, best_of, check_run, load_last, make_run, weights_of
+from maskfer_trainer.run_folder import (
+    LAST,
+    History,
+    RunFolder,
+    best_of,
+    check_run,
+    load_averaged,
+    load_last,
+    make_run,
+    weights_of,
+)
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
 
 WARM_UP = 0.05  # share of all steps
@@ -79,8 +89,7 @@ def fit_detector(
         run: Folder to make, see `run_folder`.
         settings: How to train.
         initial: A detector's `.keras` whose weights to start from. Give the same one to `resume`.
-        resume: Go on with the run that `run` holds. The weights start from their running mean then, so the network is
-            not quite that of a run that was never cut short.
+        resume: Go on with the run that `run` holds.
         workers: Processes that make batches; 0: one less than there are cores. What is learned does not depend on it.
         say: Takes what a person at the terminal should know.
 
@@ -123,25 +132,28 @@ def fit_detector(
     folder.set_model(model)
     wanted, epochs = _targets_of(validation), range(len(history), settings.epochs)
     with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
-        averaged = weights_of(model)
+        averaged = load_averaged(run, model, len(history)) if history else weights_of(model)
         for epoch in epochs:
             losses: list[float] = []
             for step, batch in enumerate(islice(batches, steps), start=1):
+                model.reset_metrics()  # which Keras' older versions leave to us
                 losses.append(float(model.train_on_batch(*batch)))
                 if step % AVERAGED_EVERY == 0 or step == steps:
-                    kept = AVERAGE ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
+                    done = epoch * steps + step
+                    # at first the mean is of few steps, not of the first weights
+                    kept = min(AVERAGE, (done + 1) / (done + 10)) ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
                     averaged = [
                         kept * old + (1 - kept) * new for old, new in zip(averaged, weights_of(model), strict=True)
                     ]
-            trained = weights_of(model)
+            folder.trained = weights_of(model)
             model.set_weights(averaged)  # these are judged and kept
             maps = predict_maps(model, validation.images)
             f1, threshold = best_threshold(maps, validation)
             val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
-            logs = {"loss": float(np.mean(losses)), "accuracy": f1, "val_loss": val_loss, "val_accuracy": f1}
+            logs = {"loss": float(np.mean(losses)), "val_loss": val_loss, "val_accuracy": f1}
             say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
             folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
-            model.set_weights(trained)
+            model.set_weights(folder.trained)
     row = best_of(history)
     best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
     outputs = {name: best.get_layer(name).output for name in ("heat", "boxes")}
@@ -178,14 +190,17 @@ def predict_maps(model: keras.Model, images: UInt8Array) -> FloatArray:
 
 
 def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
-    """The best F1 over all faces of the scenes, and the threshold at which it is had."""
+    """The best F1 over the faces of the scenes, and the threshold at which it is had; faces count as the edge's do."""
     right, wrong, missed = (np.zeros(len(THRESHOLDS)) for _ in range(3))
-    for scene, faces, ignored in zip(maps, scenes.faces, scenes.ignored, strict=True):
-        boxes, scores = decode(scene[..., 0], scene[..., 1:], STRIDE, THRESHOLDS[0])
-        hit, free = _match(boxes, faces, ignored)
+    least_side = LEAST_SHARE * SIZE_WH[1]
+    for scene, all_faces, ignored in zip(maps, scenes.faces, scenes.ignored, strict=True):
+        faces = [face for face in all_faces if face[2] * face[3] >= least_side**2]
+        smaller = [face for face in all_faces if face not in faces]
+        boxes, scores = decode(scene[..., 0], scene[..., 1:], STRIDE, THRESHOLDS[0], least_side)
+        hit, free = _match(boxes, faces, [*ignored, *smaller])
         for place, threshold in enumerate(THRESHOLDS):
             kept = scores >= threshold
-            found = len({face for face in hit[kept] if face >= 0})
+            found = int((hit[kept] >= 0).sum())
             right[place] += found
             wrong[place] += int((kept & free).sum())
             missed[place] += len(faces) - found
@@ -194,14 +209,19 @@ def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
     return float(f1[best]), THRESHOLDS[best]
 
 
-def _match(boxes: Any, faces: list[Box], ignored: list[Box]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Of each box, the face that it lies on (-1: none), and whether it lies on nothing at all."""
+def _match(
+    boxes: FloatArray, faces: list[Box], ignored: list[Box]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Of each box, the surest first, the face that it finds (-1: none), and whether it is a false one.
+
+    A second box on a face is false; one on a face that is not judged is neither right nor wrong.
+    """
     hit = np.full(len(boxes), -1, dtype=np.int64)
     free = np.ones(len(boxes), dtype=bool)
-    for place, box in enumerate(boxes):
-        shares = [overlap(tuple(map(int, box)), face) for face in faces]  # type: ignore[arg-type]
+    for place, sides in enumerate(boxes.round().astype(int).tolist()):
+        box = (sides[0], sides[1], sides[2], sides[3])
+        shares = [0.0 if number in hit else overlap(box, face) for number, face in enumerate(faces)]
         if shares and max(shares) >= LEAST_OVERLAP:
             hit[place] = int(np.argmax(shares))
-        over_ignored = any(centre_within(box, other) for other in ignored)
-        free[place] = hit[place] < 0 and not over_ignored
+        free[place] = hit[place] < 0 and not any(centre_within(box, other) for other in ignored)
     return hit, free

@@ -39,6 +39,9 @@ from maskfer_trainer.run_folder import (
 from maskfer_trainer.settings import FitSettings, left_out
 from maskfer_trainer.teachers import ask
 
+# Of the old weights in the running mean, a step.
+AVERAGE = 0.998
+
 AHEAD = 4  # batches that are made before they are needed
 
 
@@ -235,7 +238,9 @@ def _compile(model: keras.Model, settings: FitSettings, steps: int) -> None:
             warmup_target=float(settings.learning_rate),
             warmup_steps=warm_up,
         )
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=0.998)
+        # of a short run the mean must not be of the first weights
+        momentum = min(AVERAGE, max(0.0, 1 - 20 / (settings.epochs * steps)))
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02, use_ema=True, ema_momentum=momentum)
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
     model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
 

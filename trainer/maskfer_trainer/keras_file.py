@@ -46,11 +46,21 @@ def says_of_itself(path: Path) -> dict[str, Any]:
 def check_validation_share(known: Iterable[Path], share: float) -> None:
     """Raise InputError if a network was trained with a smaller validation part, so has seen what would judge."""
     for path in known:
-        its_own = says_of_itself(path).get("settings", {}).get("validation_share", 1)
+        said = says_of_itself(path) or _run_of(path)
+        its_own = said.get("settings", {}).get("validation_share", 1)
         if its_own < share:
             raise InputError(
                 f"{path} has learned from faces that would be validated on; use a validation share of {its_own} or less"
             )
+
+
+def _run_of(path: Path) -> dict[str, Any]:
+    """What the run says of itself to which a checkpoint belongs, which says nothing."""
+    try:
+        said = json.loads((path.absolute().parent.parent / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> FloatArray:

@@ -29,19 +29,24 @@ from maskfer_edge.files import whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
-LAST = "checkpoints/last.keras"
+LAST, AVERAGED = "checkpoints/last.keras", "checkpoints/averaged.npz"
 # An epoch is written at once if the last one was written so long ago; on a GPU writing would take longer than learning.
 LEAST_SECONDS = 10.0
 
 
 class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
-    """Writes what a run leaves after epochs, and ends it when the loss is no number any more."""
+    """Writes what a run leaves after epochs, and ends it when the loss is no number any more.
+
+    Attributes:
+        trained: The weights that training goes on with, if they are not the model's, which are judged and kept.
+    """
 
     def __init__(self, run: Path, history: History, epochs: int) -> None:
         super().__init__()
         self.run, self.history, self.epochs = run, history, epochs
         self._written, self._written_at = len(history), -math.inf
         self._best: list[FloatArray] | None = None
+        self.trained: list[FloatArray] | None = None
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
         """Keras calls this after each batch."""
@@ -70,8 +75,15 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
             save_network(self.model, self.run / "checkpoints" / "best.keras")
             self.model.set_weights(last)
             self._best = None
+        if self.trained is not None:
+            judged = weights_of(self.model)
+            with whole_file(self.run / AVERAGED, overwrite=True) as partial:
+                np.savez(partial, *judged, epochs=len(self.history))
+            self.model.set_weights(self.trained)
         # resuming starts from it, so it comes last: whatever was cut short before is done again
         save_network(self.model, self.run / LAST)
+        if self.trained is not None:
+            self.model.set_weights(judged)
         self._written, self._written_at = len(self.history), time.monotonic()
 
     def _refuse(self, what: str) -> None:
@@ -165,6 +177,14 @@ def load_last(run: Path, steps: int, custom_objects: Mapping[str, Any] | None = 
         return model, history_of(model, run, steps)
 
 
+def load_averaged(run: Path, model: keras.Model, epochs: int) -> list[FloatArray]:
+    """The mean of the weights after so many epochs; the model's own weights if that was not written any more."""
+    with read_from(run), np.load(run / AVERAGED) as kept:
+        if int(kept["epochs"]) == epochs:
+            return [kept[f"arr_{place}"] for place in range(len(model.weights))]
+    return weights_of(model)
+
+
 def weights_of(model: keras.Model) -> list[FloatArray]:
     """Copies, as a backend may use the memory of its own again."""
     return [np.array(weights) for weights in model.get_weights()]
@@ -172,6 +192,8 @@ def weights_of(model: keras.Model) -> list[FloatArray]:
 
 def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
     """Let dropout depend on seed and epoch alone; Keras does not keep where its generators stand."""
+    if keras.backend.backend() == "torch":  # where it does not ask them
+        keras.utils.set_random_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0]))
     for index, layer in enumerate(model.layers):
         if generator := getattr(layer, "seed_generator", None):
             state = np.random.SeedSequence([seed, epoch, index]).generate_state(2)

@@ -79,11 +79,13 @@ class Cutout:
         image: (h, w) uint8 grey.
         box_xyxy: The face's, in pixels of it.
         label: `MASKED` or `BARE`.
+        held_out: Whether it is for validation scenes only.
     """
 
     image: UInt8Array
     box_xyxy: tuple[float, float, float, float]
     label: str
+    held_out: bool = False
 
 
 @dataclass
@@ -141,9 +143,11 @@ def build_scenes(
         (made / "scenes").mkdir(parents=True)
         cutouts = [cutout for of_some in cut_out for cutout in of_some]
         rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
-        composer = _Composer(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
+        names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
+        held_out = [name for name in names if _held_out("", name)]
+        composers = _composers(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number in range(settings.count):
-            scene, name = composer.compose(number), f"{number:05}.jpg"
+            scene, name = composers[names[number] in held_out].compose(number), f"{number:05}.jpg"
             # cv2.imwrite says nothing of a full disk
             (made / "scenes" / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
             for label, (x, y, w, h) in scene.faces:
@@ -151,13 +155,39 @@ def build_scenes(
                 rows.append((f"scenes/{name}", label, x, y, x + w, y + h))
             progress(number + 1, settings.count)
         sources = {"portraits": len(faces), "photos": len(backgrounds)}
-        names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
-        held_out = [name for name in names if drawn_share("validation", 0, name) < VALIDATION_SHARE]
-        said = {**asdict(settings), "size_wh": SIZE_WH, **sources, "faces": counts, "validation": held_out}
+        apart = composers[0] is not composers[1]
+        said = {
+            **asdict(settings),
+            "size_wh": SIZE_WH,
+            **sources,
+            "validation_apart": apart,
+            "faces": counts,
+            "validation": held_out,
+        }
         (made / "boxes.csv").write_text(_as_csv(rows))
         (made / "scenes.json").write_text(json.dumps(said, indent=2) + "\n")
         made.rename(out)
     return said
+
+
+def _held_out(kind: str, name: str) -> bool:
+    """Whether a scene, portrait or photograph is for validation; the same for every seed."""
+    return drawn_share(f"validation{kind}", 0, name) < VALIDATION_SHARE
+
+
+def _composers(cutouts: list[Cutout], photos: list[tuple[UInt8Array, Photo]], seed: int) -> tuple[_Composer, _Composer]:
+    """What makes training scenes and validation scenes: one and the same, if there is too little to hold any back."""
+    parts = [
+        (
+            [cutout for cutout in cutouts if cutout.held_out is held_out],
+            [(grey, photo) for grey, photo in photos if _held_out("photograph", photo.path.name) is held_out],
+        )
+        for held_out in (False, True)
+    ]
+    if not all(any(cutout.label == BARE for cutout in part) and bool(shown) is bool(photos) for part, shown in parts):
+        everything = _Composer(cutouts, photos, seed)
+        return everything, everything
+    return _Composer(*parts[0], seed), _Composer(*parts[1], seed)
 
 
 def _as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
@@ -185,13 +215,14 @@ def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
     if not len(photo.boxes_xyxy):
         return []
     x0, y0, x1, y1 = (float(side) for side in photo.boxes_xyxy[0])
-    cutouts = [Cutout(grey, (x0, y0, x1, y1), BARE)]
+    box_xyxy, held_out = (x0, y0, x1, y1), _held_out("portrait", photo.path.name)
+    cutouts = [Cutout(grey, box_xyxy, BARE, held_out)]
     kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
     try:
         masked = put_on(grey, _predictor()(grey), kind, wearing).image
     except InputError:  # a face too far aside for a mask
         return cutouts
-    return [*cutouts, Cutout(masked, (x0, y0, x1, y1), MASKED)]
+    return [*cutouts, Cutout(masked, box_xyxy, MASKED, held_out)]
 
 
 def _predictor() -> LandmarkPredictor:

@@ -111,11 +111,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
         if isinstance(camera, BrowserCamera):
             stack.callback(camera.close)  # its read ends by that alone
-        if settings.blur:
-            # rather too much than a face in the clear: also where one was found once, or long ago
-            pipeline.tracker.coast = pipeline.tracker.patience
-            pipeline.reads_all_new = pipeline.tracker.covers = True
-        elif camera.live and camera.moving:
+        if camera.live and camera.moving and not settings.blur:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
             spare_a_core()
@@ -148,15 +144,20 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
     detector = open_detector(
         settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads
     )
-    if settings.blur and isinstance(detector, LearnedDetector):
-        detector.least_share = 0.0  # a face too small for an expression can still be recognised
-    return Pipeline(
+    pipeline = Pipeline(
         detector,
         open_classifier(model, settings.runtime, settings.threads, mirror=settings.mirror),
         Tracker(min_confidence=settings.min_confidence),
         detect_every=settings.looks_every,
         budget_ms=settings.budget_ms,
     )
+    if settings.blur:
+        # rather too much than a face in the clear: also where one was found once, or long ago
+        pipeline.tracker.coast = pipeline.tracker.patience
+        pipeline.reads_all_new = pipeline.tracker.covers = True
+        if isinstance(detector, LearnedDetector):
+            detector.least_share = 0.0  # a face too small for an expression can still be recognised
+    return pipeline
 
 
 def _kinds_installed(settings: RunSettings) -> list[str]:

@@ -77,7 +77,8 @@ def test_nothing_is_written_or_sent(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(module, "start_to_first_result", lambda settings: seen.append(settings) or (1.0, 2.0))
     monkeypatch.setattr(module, "realtime_share", lambda settings: seen.append(settings) or 0.5)
-    asked = dict.fromkeys(("jsonl", "csv", "record"), str(tmp_path / "out")) | {"mqtt": "broker", "metrics": "9090"}
+    files = {name: str(tmp_path / name) for name in ("jsonl", "csv", "record")}
+    asked = {**files, "mqtt": "broker", "metrics": "9090"}
     bench(RunSettings(source="demo", browser="8090", **asked))
     assert seen == [RunSettings(source="demo", headless=True)] * 2
 

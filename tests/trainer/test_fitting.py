@@ -121,6 +121,7 @@ def test_the_network_that_is_kept_has_learned(monkeypatch, tmp_path, dataset):
         return keras.Model(inputs, keras.layers.Dense(7, "softmax")(keras.layers.Dense(64, "relu")(x)))
 
     monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": by_brightness})
+    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 1000.0)
     plain = settings(epochs=60, learning_rate=0.03, bare_share=1.0, augmentation=0.0, cutout=0.0, label_smoothing=0.0)
     kept = keras.models.load_model(fit(dataset, tmp_path / "run", plain, verbose=0))
     bare = read_part(dataset, "bare", "test")

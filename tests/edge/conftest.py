@@ -4,6 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from maskfer_edge.cameras import FakeCamera
+from maskfer_edge.errors import CameraError
+
 
 @pytest.fixture
 def video_capture(monkeypatch):
@@ -31,3 +34,19 @@ def video_capture(monkeypatch):
 
     monkeypatch.setattr(cv2, "VideoCapture", FakeVideoCapture)
     return FakeVideoCapture
+
+
+@pytest.fixture
+def lossy_camera():
+    """A camera that breaks after its pictures."""
+
+    class LossyCamera(FakeCamera):
+        endless = True
+
+        def read(self):
+            frame = super().read()
+            if frame is None:
+                raise CameraError("unplugged")
+            return frame
+
+    return LossyCamera

@@ -8,7 +8,7 @@ import pytest
 from maskfer_edge.cameras import FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.detector import Detection, FakeDetector
-from maskfer_edge.errors import CameraError, InputError, MaskferError, OutputError
+from maskfer_edge.errors import InputError, MaskferError, OutputError
 from maskfer_edge.health import HealthMeter
 from maskfer_edge.loop import Pipeline, results
 from maskfer_edge.model_file import ModelInfo
@@ -254,21 +254,9 @@ def test_whoever_has_seen_enough_may_leave():
     assert (len(output.results), output.closed) == (2, "well")
 
 
-class LosesItCamera(FakeCamera):
-    """A camera that is lost after its pictures."""
-
-    endless = True
-
-    def read(self):
-        frame = super().read()
-        if frame is None:
-            raise CameraError("unplugged")
-        return frame
-
-
 @pytest.mark.parametrize("covers", [False, True])
-def test_faces_from_before_a_loss_are_gone_after_it_unless_they_are_blurred(covers):
-    first, again = (LosesItCamera([picture()] * 3, live=True, pause_s=0.02) for _ in range(2))
+def test_faces_from_before_a_loss_are_gone_after_it_unless_they_are_blurred(lossy_camera, covers):
+    first, again = (lossy_camera([picture()] * 3, live=True, pause_s=0.02) for _ in range(2))
     pipe = Pipeline(CountingDetector(), FakeClassifier({"haar": 0.0}), Tracker(coast=10), 0.0, detect_every=2)
     pipe.tracker.covers = covers
     seen = []

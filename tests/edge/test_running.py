@@ -103,25 +103,13 @@ def test_without_a_camera_auto_is_one_line(monkeypatch):
         run(source="auto")
 
 
-class LossyCamera(FakeCamera):
-    """Live; breaks after its pictures."""
-
-    endless = True
-
-    def read(self):
-        frame = super().read()
-        if frame is None:
-            raise CameraError("unplugged")
-        return frame
-
-
-def test_a_lost_camera_is_opened_again(monkeypatch):
+def test_a_lost_camera_is_opened_again(monkeypatch, lossy_camera):
     opens = []
 
     def open_one(source, options):
         opens.append(source)
         pictures = [np.full((64, 64, 3), 10 * len(opens) + i, np.uint8) for i in range(20)]
-        return LossyCamera(pictures, live=True, pause_s=0.005)
+        return lossy_camera(pictures, live=True, pause_s=0.005)
 
     monkeypatch.setattr(running, "open_camera", open_one)
     told = []
@@ -133,8 +121,8 @@ def test_a_lost_camera_is_opened_again(monkeypatch):
     assert any("is lost: unplugged" in line for line in told)
 
 
-def test_retries_end_at_last(monkeypatch):
-    cameras = [LossyCamera([np.zeros((64, 64, 3), np.uint8)], live=True)]
+def test_retries_end_at_last(monkeypatch, lossy_camera):
+    cameras = [lossy_camera([np.zeros((64, 64, 3), np.uint8)], live=True)]
 
     def open_one(source, options):
         if cameras:

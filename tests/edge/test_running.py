@@ -8,7 +8,6 @@ import pytest
 
 import maskfer_edge
 from maskfer_edge import running
-from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.detector import overlap
 from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.results import FrameResult

@@ -84,6 +84,14 @@ def memory(frames=200_000):
     print("memory:", ", ".join(f"{mb:.1f} MB after {count}" for count, mb in seen))
 
 
+def _picture(level):
+    """One that shows something: in the dark the same picture for ever is no loss."""
+    picture = np.full((64, 64, 3), level, np.uint8)
+    picture[32:] //= 2
+    picture[:8] = 255 - level
+    return picture
+
+
 class LossyCamera(Camera):
     """Gives ten pictures, then is lost in one of four ways, in turn."""
 
@@ -99,7 +107,7 @@ class LossyCamera(Camera):
         time.sleep(0.01)
         self.left -= 1
         if self.left > 0:
-            return Frame(np.full((64, 64, 3), next(self.values) % 251, np.uint8), 0, time.time())
+            return Frame(_picture(next(self.values) % 251), 0, time.time())
         LossyCamera.lost_at.setdefault("now", time.monotonic())
         LossyCamera.lost_at["way"] = self.way
         if self.way == "end":
@@ -109,7 +117,7 @@ class LossyCamera(Camera):
         if self.way == "block":
             self.closed.wait(5.0)
             raise CameraError("let go")
-        return Frame(np.full((64, 64, 3), 255, np.uint8), 0, time.time())
+        return Frame(_picture(255), 0, time.time())
 
     def close(self):
         self.closed.set()

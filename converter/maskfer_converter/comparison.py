@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,11 +73,11 @@ def same_classes(model: Model, images: UInt8Array) -> Callable[[str], bool]:
     """
     some = images[:: max(1, len(images) // RUNTIME_FACES)][:RUNTIME_FACES]
 
-    def same(runtime: str) -> bool:
-        usual, here = (classes_by_file(Classifier(model, name), some) for name in (AUTO, runtime))
-        return bool(np.mean(usual == here) >= LEAST_SAME_SHARE)
+    @cache
+    def classes(runtime: str) -> Classes:
+        return classes_by_file(Classifier(model, runtime), some)
 
-    return same
+    return lambda runtime: bool(np.mean(classes(AUTO) == classes(runtime)) >= LEAST_SAME_SHARE)
 
 
 def compare(by_float: Classes, by_converted: Classes, pictures: PictureSet) -> Comparison:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def _compare(
         wanted += len(judged)
         for which, boxes in enumerate(found):
             right[which] += sum(_among(box, boxes) for box in judged)
-            given[which] += sum(_among(box, judged) or not _among(box, passed_over) for box in boxes)
+            given[which] += sum(_counts(box, judged, passed_over) for box in boxes)
         shared += sum(_among(box, found[1]) for box in found[0]) + sum(_among(box, found[0]) for box in found[1])
         either += sum(map(len, found))
     f1 = 2 * right / np.maximum(given + wanted, 1)
@@ -254,9 +255,13 @@ def _same_boxes(model: DetectorModel, scenes: list[UInt8Array]) -> Callable[[str
     """For `check_runtimes`: whether the boxes on a runtime are those that the usual one gives, but for a few."""
     some = scenes[:RUNTIME_SCENES]
 
+    @cache
+    def boxes_of(runtime: str) -> list[list[Box]]:
+        detector = LearnedDetector(model, runtime)
+        return [[detection.box for detection in detector(scene)] for scene in some]
+
     def same(runtime: str) -> bool:
-        both = [LearnedDetector(model, name) for name in (AUTO, runtime)]
-        found = [[[detection.box for detection in detector(scene)] for scene in some] for detector in both]
+        found = [boxes_of(AUTO), boxes_of(runtime)]
         shared = sum(_among(box, here) for usual, here in zip(*found, strict=True) for box in usual)
         return shared >= LEAST_SAME_SHARE * max(sum(map(len, boxes)) for boxes in found)
 
@@ -277,7 +282,7 @@ def _nearly_best_threshold(
             score = max((other.score for other in found if overlap(other.box, box) >= SAME_FACE), default=0.0)
             right += score >= THRESHOLDS
         for detection in found:
-            if _among(detection.box, judged) or not _among(detection.box, passed_over):
+            if _counts(detection.box, judged, passed_over):
                 given += detection.score >= THRESHOLDS
     f1 = 2 * right / np.maximum(given + wanted, 1)
     return float(THRESHOLDS[np.argmax(f1 >= f1.max() - NEARLY_BEST)])
@@ -288,6 +293,11 @@ def _judged(known: list[tuple[bool, Box]], height: int) -> tuple[list[Box], list
     least_area = (LEAST_SHARE * height) ** 2
     judged = [box for is_judged, box in known if is_judged and box[2] * box[3] >= least_area]
     return judged, [box for _, box in known if box not in judged]
+
+
+def _counts(box: Box, judged: list[Box], passed_over: list[Box]) -> bool:
+    """Whether a box is right or wrong, and not on a face alone of which it is neither."""
+    return _among(box, judged) or not _among(box, passed_over)
 
 
 def _among(box: Box, others: list[Box]) -> bool:

@@ -73,7 +73,7 @@ class RunSettings:
             raise InputError("append and overwrite exclude each other; leave one out")
         files = [(name, value) for name in ("jsonl", "csv", "record") if (value := getattr(self, name))]
         for (name, value), (other, same) in combinations(files, 2):
-            if value == same or os.path.realpath(value) == os.path.realpath(same):
+            if os.path.realpath(value) == os.path.realpath(same):
                 raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
         _ = self.size_wh
 

@@ -70,21 +70,22 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
         if self._best is not None:
-            last = weights_of(self.model)
-            self.model.set_weights(self._best)
-            save_network(self.model, self.run / "checkpoints" / "best.keras")
-            self.model.set_weights(last)
+            self._save_with(self._best, "checkpoints/best.keras")
             self._best = None
-        if self.trained is not None:
-            judged = weights_of(self.model)
+        # resuming starts from last.keras, so it comes last: whatever was cut short before is done again
+        if self.trained is None:
+            save_network(self.model, self.run / LAST)
+        else:
             with whole_file(self.run / AVERAGED, overwrite=True) as partial:
-                np.savez(partial, *judged, epochs=len(self.history))
-            self.model.set_weights(self.trained)
-        # resuming starts from it, so it comes last: whatever was cut short before is done again
-        save_network(self.model, self.run / LAST)
-        if self.trained is not None:
-            self.model.set_weights(judged)
+                np.savez(partial, *weights_of(self.model), epochs=len(self.history))
+            self._save_with(self.trained, LAST)
         self._written, self._written_at = len(self.history), time.monotonic()
+
+    def _save_with(self, weights: list[FloatArray], name: str) -> None:
+        own = weights_of(self.model)
+        self.model.set_weights(weights)
+        save_network(self.model, self.run / name)
+        self.model.set_weights(own)
 
     def _refuse(self, what: str) -> None:
         kept = f"the state after epoch {self._written} is kept" if self._written else "no epoch was finished"

@@ -146,13 +146,13 @@ def build_scenes(
         names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
         held_out = [name for name in names if _held_out("", name)]
         composers = _composers(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
-        for number in range(settings.count):
-            scene, name = composers[names[number] in held_out].compose(number), f"{number:05}.jpg"
+        for number, name in enumerate(names):
+            scene = composers[_held_out("", name)].compose(number)
             # cv2.imwrite says nothing of a full disk
-            (made / "scenes" / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
+            (made / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
-                rows.append((f"scenes/{name}", label, x, y, x + w, y + h))
+                rows.append((name, label, x, y, x + w, y + h))
             progress(number + 1, settings.count)
         sources = {"portraits": len(faces), "photos": len(backgrounds)}
         apart = composers[0] is not composers[1]

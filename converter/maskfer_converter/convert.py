@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from maskfer_converter.first_convolution import with_packed_input
+
 INT8, FLOAT16, DYNAMIC, FLOAT = "int8", "float16", "dynamic", "float"
 # What users choose from; all but int8 are for comparison.
 FORMATS = {
@@ -22,7 +24,8 @@ FORMATS = {
 def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> bytes:
     """Convert a network for one picture at a time.
 
-    The batch is fixed at one: shapes are constants then, and no operator computes them at the edge.
+    The batch is fixed at one: shapes are constants then, and no operator computes them at the edge. Its first
+    convolution is packed, see `first_convolution.with_packed_input`.
 
     Args:
         network: A `keras.Model` on the TensorFlow backend.
@@ -40,7 +43,7 @@ def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> by
 
     one_picture = [tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name="grey")]
     with tempfile.TemporaryDirectory() as folder:
-        network.export(folder, format="tf_saved_model", verbose=False, input_signature=one_picture)
+        with_packed_input(network).export(folder, format="tf_saved_model", verbose=False, input_signature=one_picture)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if form != FLOAT:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

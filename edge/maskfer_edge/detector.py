@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,10 +36,12 @@ class Detection:
     Attributes:
         box: Left, top, width, height in pixels of the frame.
         score: On the detector's own scale; higher is surer.
+        readable: Whether it is large enough to hold an expression; else it is only to be blurred.
     """
 
     box: tuple[int, int, int, int]
     score: float
+    readable: bool = True
 
 
 class Detector(ABC):
@@ -73,7 +75,7 @@ class Detector(ABC):
         """
         scale = image.shape[1] / smaller.shape[1]
         found = self(smaller, [scaled(box, 1 / scale) for box in near])
-        return [Detection(scaled(face.box, scale), face.score) for face in found]
+        return [replace(face, box=scaled(face.box, scale)) for face in found]
 
 
 class FakeDetector(Detector):
@@ -147,7 +149,7 @@ class HaarDetector(Detector):
                 for detection in self._search_near(grey, (x / shrink, y / shrink, w / shrink, h / shrink)):
                     if all(overlap(detection.box, other.box) < SAME_FACE for other in found):
                         found.append(detection)
-        return [Detection(scaled(d.box, shrink), d.score) for d in found]
+        return [replace(face, box=scaled(face.box, shrink)) for face in found]
 
     def _search_near(self, grey: UInt8Array, box: tuple[float, float, float, float]) -> list[Detection]:
         """Look for a face of about that size around a box."""

@@ -46,8 +46,8 @@ def annotate(image: UInt8Array, result: FrameResult, *, blur: bool = False) -> U
     drawn = image.copy()
     height, width = drawn.shape[:2]
     if blur:
-        for face in result.faces:
-            _pixelate(drawn, face.box)
+        for box in (*(face.box for face in result.faces), *result.covered):
+            _pixelate(drawn, box)
     line = max(1, round(min(height, width) / 240))
     scale = max(0.4, min(height, width) / 800)
     for face in result.faces:

@@ -107,7 +107,7 @@ def decode(
     """The faces in a network's output.
 
     A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `MOST_CANDIDATES`
-    hottest, those are left out whose box shares `SAME_FACE` (intersection over union) or more with a hotter one's.
+    hottest, those are left out whose box shares more than `SAME_FACE` (intersection over union) with a hotter one's.
 
     Args:
         heat: (h, w) float32, 0 to 1: how likely a face's centre lies in each cell.
@@ -135,24 +135,8 @@ def decode(
     # a float network's NaN is no face
     real = np.isfinite(found).all(axis=1) & (found[:, 2] * found[:, 3] >= least_side**2)
     found, scores = found[real], scores[real]
-    one_face = _overlaps(found) >= SAME_FACE
-    kept = np.ones(len(found), dtype=bool)
-    # most boxes overlap with none but themselves
-    for i in np.flatnonzero(one_face.sum(axis=1) > 1):
-        if kept[i]:
-            kept[i + 1 :] &= ~one_face[i, i + 1 :]
+    kept = np.asarray(cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), 0.0, SAME_FACE), dtype=np.intp)
     return found[kept], scores[kept]
-
-
-def _overlaps(boxes: FloatArray) -> FloatArray:
-    """Intersection over union of (n, 4) boxes with each other: (n, n) float32, 0 to 1."""
-    left, top, width, height = boxes.T
-    right, bottom, areas = left + width, top + height, width * height
-    shared_width = np.minimum(right[:, None], right) - np.maximum(left[:, None], left)
-    shared_height = np.minimum(bottom[:, None], bottom) - np.maximum(top[:, None], top)
-    shared = np.maximum(shared_width, 0) * np.maximum(shared_height, 0)
-    overlaps: FloatArray = shared / (areas[:, None] + areas - shared)
-    return overlaps
 
 
 class LearnedDetector(Detector):
@@ -161,7 +145,7 @@ class LearnedDetector(Detector):
     Attributes:
         model: The opened model.
         score_threshold: Least score of a face; may be changed.
-        least_share: Share of the input's height that a face's side must have; may be changed, to 0 for all of them.
+        keeps_small: Whether faces smaller than `LEAST_SHARE` are given as well, as not readable; may be changed.
     """
 
     name = "learned"
@@ -184,7 +168,7 @@ class LearnedDetector(Detector):
         """
         self.model = model
         self.score_threshold = model.info.score_threshold if score_threshold is None else score_threshold
-        self.least_share = LEAST_SHARE
+        self.keeps_small = False
         self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
         (width, height), stride = model.info.input_size_wh, model.info.stride
         self._input, self._heat, self._boxes = self._checked_tensors(width, height, stride)
@@ -204,7 +188,7 @@ class LearnedDetector(Detector):
             near: Left aside.
 
         Returns:
-            The faces, the surest first, but for those smaller than `least_share`.
+            The faces, the surest first; see `keeps_small`.
             Boxes are in whole pixels of the picture and may reach beyond it, but their centres do not; scores are
             from 0 to 1.
 
@@ -224,13 +208,13 @@ class LearnedDetector(Detector):
         self._interpreter.set_tensor(self._input["index"], self._tensor)
         self._interpreter.invoke()
         heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
-        least_side = self.least_share * self._grey.shape[0]
+        least_side = LEAST_SHARE * self._grey.shape[0]
         threshold = CANDIDATE if self._rescorer else self.score_threshold
-        found, scores = decode(heat, boxes, self.model.info.stride, threshold, least_side)
+        found, scores = decode(heat, boxes, self.model.info.stride, threshold, 0 if self.keeps_small else least_side)
         (height, width), (smaller_h, smaller_w) = image.shape[:2], smaller.shape[:2]
         placed_w, placed_h = round(smaller_w * placed.scale_x), round(smaller_h * placed.scale_y)
         in_image = placed._replace(scale_x=placed_w / width, scale_y=placed_h / height)
-        detections = _in_picture(found, scores, in_image, width, height)
+        detections = _in_picture(found, scores, in_image, (width, height), least_side)
         if self._rescorer is None:
             return detections
         seen = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
@@ -253,12 +237,15 @@ class LearnedDetector(Detector):
         return dequantised(self._interpreter.get_tensor(detail["index"])[0], detail)
 
 
-def _in_picture(found: FloatArray, scores: FloatArray, placed: Placement, width: int, height: int) -> list[Detection]:
+def _in_picture(
+    found: FloatArray, scores: FloatArray, placed: Placement, size_wh: tuple[int, int], least_side: float
+) -> list[Detection]:
     """Boxes of the letterboxed picture in pixels of the picture itself, without those that lie in the padding."""
     detections = []
     for (x, y, w, h), score in zip(found.tolist(), scores.tolist(), strict=True):
         left, wide = (x - placed.left) / placed.scale_x, w / placed.scale_x
         top, high = (y - placed.top) / placed.scale_y, h / placed.scale_y
-        if 0 <= left + wide / 2 <= width and 0 <= top + high / 2 <= height:
-            detections.append(Detection((round(left), round(top), max(1, round(wide)), max(1, round(high))), score))
+        if 0 <= left + wide / 2 <= size_wh[0] and 0 <= top + high / 2 <= size_wh[1]:
+            box = (round(left), round(top), max(1, round(wide)), max(1, round(high)))
+            detections.append(Detection(box, score, readable=w * h >= least_side**2))
     return detections

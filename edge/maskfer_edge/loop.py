@@ -31,8 +31,7 @@ class Pipeline:
     Attributes:
         stages_ms: What the stages of the newest frame took, in milliseconds.
         slowdown: How many times longer the detector rests than `detect_every` says.
-        reads_all_new: Whether a face is read at once when it is new, over the budget as well: what was never read is in
-            no result, and so cannot be blurred.
+        covers: Whether results name all that is to be blurred, see `FrameResult.covered`.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Pipeline:
         self.margin = margins[detector.name] if margin is None else margin
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
-        self.slowdown, self.reads_all_new = 1, False
+        self.slowdown, self.covers = 1, False
         self._until_detection = self._until_full = self._first = 0
         self._background: BackgroundDetector | None = None
 
@@ -85,8 +84,7 @@ class Pipeline:
         self._detect(image, image if grey is None else grey, frame)
         begun = time.perf_counter()
         for turn, track in enumerate(self.tracker.shown()):
-            over = turn > 0 and 0 < self.budget_ms < _ms_since(begun)
-            if over and not (self.reads_all_new and track.scores is None):
+            if turn > 0 and 0 < self.budget_ms < _ms_since(begun):
                 break
             box = track.box_at(frame)
             self.tracker.classified(track, frame, self.classifier(preprocess(image, box, self.margin)))
@@ -103,6 +101,17 @@ class Pipeline:
     def forget(self, frame: int) -> None:
         """Let all faces go: from this frame on the picture has nothing to do with what was before."""
         self.tracker.forget()
+        self._look_anew(frame)
+
+    def lose(self, frame: int) -> None:
+        """Let all faces go, as the camera was away; what is to be blurred stays so."""
+        if self.covers:
+            self.tracker.lose()
+        else:
+            self.tracker.forget()
+        self._look_anew(frame)
+
+    def _look_anew(self, frame: int) -> None:
         self._until_detection = self._until_full = 0
         self._first = frame
 
@@ -145,7 +154,8 @@ class Pipeline:
         faces = self.faces(frame.image, frame.index, frame.grey)
         latency_ms = round(_ms_since(started), 2)
         self.stages_ms |= {"result": latency_ms, "age": (time.monotonic() - frame.arrived) * 1000}
-        return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms)
+        covered = self.tracker.covered(frame.index) if self.covers else ()
+        return FrameResult(round(frame.time, 4), frame.index, faces, latency_ms, covered)
 
 
 def _ms_since(started: float) -> float:
@@ -190,9 +200,7 @@ def results(
         for frame in capture:
             if capture.losses != losses:
                 losses = capture.losses
-                # what is to be blurred stays so: whoever was there may still be
-                if not pipeline.tracker.covers:
-                    pipeline.forget(frame.index)
+                pipeline.lose(frame.index)
             result = pipeline.process(frame, moving=camera.moving)
             meter.add(result, pipeline.stages_ms)
             pulse()

@@ -43,16 +43,21 @@ class FrameResult:
         frame: Number of the frame in the source, from 0.
         faces: In no particular order.
         latency_ms: From the frame's arrival in the loop to this result.
+        covered: Where else a face is or may be, left, top, width, height in pixels: too small, doubtful, not read yet,
+            or missed lately. Known only where pictures are to be blurred, and for that alone: not in `to_json`.
     """
 
     time: float
     frame: int
     faces: tuple[FaceResult, ...]
     latency_ms: float
+    covered: tuple[tuple[int, int, int, int], ...] = ()
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        said = asdict(self)
+        del said["covered"]
+        return json.dumps(said, separators=(",", ":"))
 
 
 def face_result(

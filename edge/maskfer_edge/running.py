@@ -111,7 +111,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
         if isinstance(camera, BrowserCamera):
             stack.callback(camera.close)  # its read ends by that alone
-        if camera.live and camera.moving and not settings.blur:
+        if camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
             spare_a_core()
@@ -152,11 +152,9 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
         budget_ms=settings.budget_ms,
     )
     if settings.blur:
-        # rather too much than a face in the clear: also where one was found once, or long ago
-        pipeline.tracker.coast = pipeline.tracker.patience
-        pipeline.reads_all_new = pipeline.tracker.covers = True
+        pipeline.covers = True
         if isinstance(detector, LearnedDetector):
-            detector.least_share = 0.0  # a face too small for an expression can still be recognised
+            detector.keeps_small = True  # a face too small for an expression can still be recognised
     return pipeline
 
 

@@ -25,6 +25,7 @@ class Track:
         number: Stays with the face.
         box: Left, top, width, height in pixels, where the face was last detected.
         detector_score: Of that detection.
+        readable: Likewise.
         seen: Frame of that detection.
         velocity: Change of the box, pixels a frame.
         hits: Detections that found it.
@@ -44,6 +45,7 @@ class Track:
     scores: FloatArray | None = None
     classified: int = -1
     label: int = 0
+    readable: bool = True
 
     def box_at(self, frame: int) -> Box:
         """Where the box is, or should be by its velocity, in a frame."""
@@ -52,12 +54,7 @@ class Track:
 
 
 class Tracker:
-    """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own).
-
-    Attributes:
-        covers: Whether the box of a face that was missed also holds the place where it was found last: it may have
-            moved on, or stopped.
-    """
+    """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own)."""
 
     def __init__(
         self,
@@ -88,7 +85,6 @@ class Tracker:
         self.min_confidence, self.lead = min_confidence, lead
         self.least_overlap, self.newest_share = least_overlap, newest_share
         self.patience, self.coast, self.confirm = patience, coast, confirm
-        self.covers = False
         self._tracks: list[Track] = []
         self._next_number = 1
 
@@ -121,15 +117,14 @@ class Tracker:
             if d in track_of:
                 _move(track_of[d], frame, detection)
             else:
-                self._tracks.append(Track(self._next_number, detection.box, detection.score, frame))
+                readable = detection.readable
+                self._tracks.append(Track(self._next_number, detection.box, detection.score, frame, readable=readable))
                 self._next_number += 1
 
     def shown(self) -> list[Track]:
-        """Faces that were seen lately, the one that was classified longest ago first."""
-        return sorted(
-            (track for track in self._tracks if track.misses <= self.coast and track.hits >= self.confirm),
-            key=lambda track: (track.classified, track.number),
-        )
+        """Faces that were seen lately and can be read, the one that was classified longest ago first."""
+        seen = (track for track in self._tracks if track.misses <= self.coast and track.hits >= self.confirm)
+        return sorted((track for track in seen if track.readable), key=lambda track: (track.classified, track.number))
 
     def classified(self, track: Track, frame: int, scores: FloatArray) -> None:
         """Take the (7,) float32 scores of a face in a frame."""
@@ -148,7 +143,7 @@ class Tracker:
         return tuple(
             face_result(
                 track.number,
-                self._shown_box(track, frame),
+                track.box_at(frame),
                 track.detector_score,
                 track.scores,
                 self.min_confidence,
@@ -158,12 +153,21 @@ class Tracker:
             if track.scores is not None
         )
 
-    def _shown_box(self, track: Track, frame: int) -> Box:
-        box = track.box_at(frame)
-        if not (self.covers and track.misses):
-            return box
-        x, y, w, h = (round(side) for side in track.box)
-        return _around(box, (x, y, w, h))
+    def covered(self, frame: int) -> tuple[Box, ...]:
+        """Boxes of all that may be a face and is not in `results`.
+
+        That of a face that was missed lately also holds the place where it was found last: it may have moved on, or
+        stopped.
+        """
+        read = {track.number for track in self.shown() if track.scores is not None}
+        boxes = []
+        for track in self._tracks:
+            if track.misses:
+                x, y, w, h = (round(side) for side in track.box)
+                boxes.append(_around(track.box_at(frame), (x, y, w, h)))
+            elif track.number not in read:
+                boxes.append(track.box_at(frame))
+        return tuple(boxes)
 
     def expected(self, frame: int) -> list[Box]:
         """Where the faces that were seen lately should be in a frame."""
@@ -172,6 +176,11 @@ class Tracker:
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""
         self._tracks = []
+
+    def lose(self) -> None:
+        """Show no face until it is found again; whoever was there may still be, and stays in `covered`."""
+        for track in self._tracks:
+            track.misses = max(track.misses, self.coast + 1)
 
 
 def _around(a: Box, b: Box) -> Box:
@@ -184,5 +193,6 @@ def _move(track: Track, frame: int, detection: Detection) -> None:
     since = max(1, frame - track.seen)
     moved = (np.asarray(detection.box, dtype=np.float32) - np.asarray(track.box, dtype=np.float32)) / since
     track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
-    track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
+    track.box, track.detector_score, track.readable = detection.box, detection.score, detection.readable
+    track.seen, track.misses = frame, 0
     track.hits += 1

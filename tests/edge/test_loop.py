@@ -139,12 +139,23 @@ def test_faces_are_classified_in_turn_under_a_budget():
     assert (classified, shown) == (5, [1, 2, 3, 3, 3])
 
 
-def test_faces_that_are_to_be_blurred_are_all_in_the_first_result():
+def test_faces_that_are_to_be_blurred_are_all_in_the_first_result_read_or_not():
     detector = FakeDetector([Detection((60 * number, 10, 40, 40), 5.0) for number in range(3)])
     pipe = Pipeline(detector, FakeClassifier({"haar": 0.0}), Tracker(), budget_ms=1e-9)
-    pipe.reads_all_new = True
-    shown = [len(pipe.process(Frame(picture(), number, 0.0)).faces) for number in range(3)]
-    assert (shown, len(pipe.classifier.faces)) == ([3, 3, 3], 3 + 1 + 1)
+    pipe.covers = True
+    results = [pipe.process(Frame(picture(), number, 0.0)) for number in range(3)]
+    assert [(len(result.faces), len(result.covered)) for result in results] == [(1, 2), (2, 1), (3, 0)]
+    assert {*results[0].covered, results[0].faces[0].box} == {found.box for found in detector.detections}
+
+
+def test_nothing_is_named_to_be_blurred_unless_asked():
+    detector = FakeDetector([Detection((10, 10, 40, 40), 5.0, readable=False)])
+    pipe = Pipeline(detector, FakeClassifier({"haar": 0.0}), Tracker())
+    plain = pipe.process(Frame(picture(), 0, 0.0))
+    pipe.covers = True
+    covering = pipe.process(Frame(picture(), 1, 0.1))
+    assert (plain.faces, plain.covered, covering.faces, covering.covered) == ((), (), (), ((10, 10, 40, 40),))
+    assert "covered" not in covering.to_json()
 
 
 @pytest.mark.parametrize("options", [{"detect_every": 0}, {"budget_ms": -1}, {"budget_ms": float("nan")}])
@@ -255,19 +266,19 @@ def test_whoever_has_seen_enough_may_leave():
 
 
 @pytest.mark.parametrize("covers", [False, True])
-def test_faces_from_before_a_loss_are_gone_after_it_unless_they_are_blurred(lossy_camera, covers):
+def test_faces_from_before_a_loss_are_gone_after_it_but_stay_blurred(lossy_camera, covers):
     first, again = (lossy_camera([picture()] * 3, live=True, pause_s=0.02) for _ in range(2))
-    pipe = Pipeline(CountingDetector(), FakeClassifier({"haar": 0.0}), Tracker(coast=10), 0.0, detect_every=2)
-    pipe.tracker.covers = covers
+    pipe = Pipeline(CountingDetector(), FakeClassifier({"haar": 0.0}), Tracker(coast=5), 0.0, detect_every=2)
+    pipe.covers = covers
     seen = []
     with Capture(first, lambda: again, first_pause_s=0.001) as capture:
         for result in results(capture, pipe):
-            seen.append((capture.losses, [face.track for face in result.faces]))
+            seen.append((capture.losses, [face.track for face in result.faces], len(result.covered)))
             pipe.detector.detections = []
             if capture.losses == 1:
                 break
-    assert seen[0] == (0, [1])
-    assert seen[-1] == (1, [1] if covers else [])
+    assert seen[0] == (0, [1], 0)
+    assert seen[-1] == (1, [], int(covers))
 
 
 def test_a_slowdown_lets_the_detector_rest():

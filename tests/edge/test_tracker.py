@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,11 @@ def face(box=BOX, label=0, score=5.0):
     scores = np.zeros(7, np.float32)
     scores[label] = 1
     return Detection(box, score), scores
+
+
+def small(box=BOX):
+    detection, scores = face(box)
+    return replace(detection, readable=False), scores
 
 
 def moved(dx, dy=0):
@@ -39,16 +46,48 @@ def test_a_face_that_moves_a_little_keeps_its_number():
     assert [numbers(update(tracker, i, [face(moved(5 * i))])) for i in range(4)] == [[1]] * 4
 
 
-def test_what_is_to_be_covered_is_so_where_it_was_found_and_where_it_may_be():
-    tracker = Tracker(coast=10)
-    tracker.covers = True
+def test_a_face_that_was_missed_is_covered_where_it_was_found_and_where_it_may_be():
+    tracker = Tracker(coast=1)
     for frame in range(4):
         update(tracker, frame, [face(moved(10 * frame))])
-    assert tracker.results(4)[0].box[2] == BOX[2]
+    assert tracker.covered(4) == ()
     tracker.detected(8, [])
-    x, y, width, height = tracker.results(8)[0].box
-    assert (x, y, height) == (BOX[0] + 30, BOX[1], BOX[3])
+    (x, y, width, height), *others = tracker.covered(8)
+    assert (x, y, height, others) == (BOX[0] + 30, BOX[1], BOX[3], [])
     assert width > BOX[2] + 20
+
+
+def test_a_face_is_covered_for_longer_than_it_is_shown():
+    tracker = Tracker(coast=1, patience=3)
+    update(tracker, 0, [face()])
+    seen = []
+    for frame in range(1, 6):
+        tracker.detected(frame, [])
+        seen.append((len(tracker.results(frame)), len(tracker.covered(frame))))
+    assert seen == [(1, 1), (0, 1), (0, 1), (0, 0), (0, 0)]
+
+
+def test_what_is_too_small_or_not_confirmed_is_covered_and_not_shown():
+    tracker = Tracker(confirm=2)
+    update(tracker, 0, [face(), small(moved(300))])
+    assert (tracker.shown(), len(tracker.covered(0))) == ([], 2)
+    update(tracker, 1, [face(), small(moved(300))])
+    assert (numbers(tracker.results(1)), tracker.covered(1)) == ([1], (moved(300),))
+
+
+def test_a_face_that_comes_near_is_read_from_then_on():
+    tracker = Tracker()
+    update(tracker, 0, [small()])
+    assert not tracker.results(0)
+    assert numbers(update(tracker, 1, [face()])) == [1]
+
+
+def test_after_a_loss_faces_are_covered_until_they_are_found_again():
+    tracker = Tracker()
+    update(tracker, 0, [face()])
+    tracker.lose()
+    assert (tracker.results(1), tracker.covered(1)) == ((), (BOX,))
+    assert (numbers(update(tracker, 2, [face()])), tracker.covered(2)) == ([1], ())
 
 
 def test_a_face_elsewhere_gets_a_new_number():

@@ -1,0 +1,91 @@
+"""The packed first convolution: the same function, and the same bits as integers."""
+
+import numpy as np
+import pytest
+
+from maskfer_converter.convert import FLOAT, INT8, convert
+from maskfer_converter.graph import read_graph
+from maskfer_edge.runtime import open_interpreter
+
+keras = pytest.importorskip("keras")
+pytest.importorskip("tensorflow")
+
+from maskfer_converter import convert as convert_module  # noqa: E402 (after Keras' backend is known)
+from maskfer_converter.first_convolution import with_packed_input  # noqa: E402
+
+
+def network(kernel, stride, side=24, rescaled=True, **options):
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((side, side, 1))
+    x = keras.layers.Rescaling(1 / 255, offset=0.1)(inputs) if rescaled else inputs
+    x = keras.layers.Conv2D(5, kernel, strides=stride, padding=options.pop("padding", "same"), **options)(x)
+    x = keras.layers.BatchNormalization()(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+def faces(count=4, side=24):
+    return np.random.default_rng(5).integers(0, 256, (count, side, side, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 2), (2, 2), (3, 2), (5, 2), (7, 2), (3, 4), (4, 4), (7, 4), (6, 3)])
+def test_it_is_the_same_function(kernel, stride):
+    plain = network(kernel, stride, use_bias=True, activation="relu")
+    plain.layers[2].set_weights([plain.layers[2].get_weights()[0], np.arange(5) / 3])
+    packed = with_packed_input(plain)
+
+    assert any(layer.name.startswith("lambda") for layer in packed.layers)
+    np.testing.assert_allclose(packed.predict(faces(), verbose=0), plain.predict(faces(), verbose=0), atol=2e-5)
+
+
+def test_it_needs_no_rescaling():
+    plain = network(3, 2, rescaled=False)
+    packed = with_packed_input(plain)
+
+    assert packed is not plain
+    np.testing.assert_allclose(packed.predict(faces(), verbose=0), plain.predict(faces(), verbose=0), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [
+        pytest.param(lambda: network(3, 1), id="stride of 1"),
+        pytest.param(lambda: network(3, 2, side=25), id="side that the stride does not divide"),
+        pytest.param(lambda: network(3, 2, padding="valid"), id="no padding"),
+        pytest.param(lambda: network((3, 5), 2), id="kernel that is not square"),
+        pytest.param(lambda: network(3, (2, 1)), id="strides that differ"),
+        pytest.param(lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, 2)]), id="colours"),
+        pytest.param(lambda: keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()]), id="no convolution"),
+    ],
+)
+def test_other_networks_are_left_as_they_are(plain):
+    model = plain()
+
+    assert with_packed_input(model) is model
+
+
+def test_integers_are_the_same_to_the_bit(monkeypatch):
+    plain, pictures = network(5, 2), faces(40)
+    packed = convert(plain, INT8, pictures)
+    monkeypatch.setattr(convert_module, "with_packed_input", lambda model: model)
+    as_it_was = convert(plain, INT8, pictures)
+
+    operators = [[operator.name for operator in read_graph(model, "m").operators] for model in (as_it_was, packed)]
+    assert "SPACE_TO_DEPTH" in operators[1]
+    # nothing else is there that was not there before, above all no rescaling of its own
+    assert [name for name in operators[1] if name != "SPACE_TO_DEPTH"] == operators[0]
+    np.testing.assert_array_equal(answers(packed, pictures), answers(as_it_was, pictures))
+
+
+def test_floats_are_packed_too_so_that_layers_can_be_compared():
+    assert "SPACE_TO_DEPTH" in [op.name for op in read_graph(convert(network(5, 2), FLOAT, faces()), "m").operators]
+
+
+def answers(model, pictures):
+    interpreter = open_interpreter(model)
+    (asked,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
+    found = []
+    for picture in pictures:
+        interpreter.set_tensor(asked["index"], picture[None].astype(asked["dtype"]))
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(answer["index"]).copy())
+    return np.stack(found)

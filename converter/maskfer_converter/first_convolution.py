@@ -17,17 +17,19 @@ def with_packed_input(network: Any) -> Any:
     the same to the bit, but for the order in which floats are added (own; known from networks for TPUs).
 
     Args:
-        network: A functional `keras.Model` on the TensorFlow backend; input (n, height, width, 1).
+        network: A `keras.Model` on the TensorFlow backend; input (n, height, width, 1).
 
     Returns:
         A new model with the same weights, or `network` itself if what its input meets is not, but for a `Rescaling`, a
-        strided convolution with "same" padding whose stride divides height and width.
+        strided convolution alone with "same" padding whose stride divides height and width.
     """
     import keras
 
+    # a Sequential has no input layer, and cannot be cloned so
+    original, network = network, keras.Model(network.inputs, network.outputs, name=network.name)
     first = _first_convolution(network)
     if first is None:
-        return network
+        return original
     stride, kernel = first.strides[0], _packed(first.get_weights()[0], first.strides[0])
     packed = keras.layers.Conv2D(
         first.filters,
@@ -39,7 +41,9 @@ def with_packed_input(network: Any) -> Any:
     )
 
     def pack(pixels: Any) -> Any:
-        return keras.layers.Lambda(_space_to_depth, arguments={"side": stride})(pixels)
+        # Keras' own names differ from one conversion to the next
+        squares = keras.layers.Lambda(_space_to_depth, arguments={"side": stride}, name=f"{first.name}_squares")
+        return squares(pixels)
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         # before a rescaling, which the converter takes into the weights that follow
@@ -68,7 +72,8 @@ def _first_convolution(network: Any) -> Any:
     height, width, channels = network.input_shape[1:]
     square = layer.strides == (stride, stride) and layer.kernel_size[0] == layer.kernel_size[1]
     plain = layer.padding == "same" and layer.groups == 1 and layer.dilation_rate == (1, 1)
-    if stride == 1 or channels != 1 or not square or not plain or height % stride or width % stride:
+    branches = any(len(before._outbound_nodes) != 1 for before in network.layers[: network.layers.index(layer)])
+    if branches or stride == 1 or channels != 1 or not square or not plain or height % stride or width % stride:
         return None
     return layer
 

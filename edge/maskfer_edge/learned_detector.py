@@ -7,6 +7,7 @@ says how likely a face's centre lies in it, where in it, and how large that face
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -210,15 +211,23 @@ class LearnedDetector(Detector):
         heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
         least_side = LEAST_SHARE * self._grey.shape[0]
         threshold = CANDIDATE if self._rescorer else self.score_threshold
-        found, scores = decode(heat, boxes, self.model.info.stride, threshold, 0 if self.keeps_small else least_side)
+        stride = self.model.info.stride
         (height, width), (smaller_h, smaller_w) = image.shape[:2], smaller.shape[:2]
         placed_w, placed_h = round(smaller_w * placed.scale_x), round(smaller_h * placed.scale_y)
         in_image = placed._replace(scale_x=placed_w / width, scale_y=placed_h / height)
-        detections = _in_picture(found, scores, in_image, (width, height), least_side)
-        if self._rescorer is None:
-            return detections
         seen = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
-        return self._rescorer(image, seen, detections, self.score_threshold)
+
+        def faces(heat: FloatArray, least_side: float) -> list[Detection]:
+            found, scores = decode(heat, boxes, stride, threshold, least_side)
+            detections = _in_picture(found, scores, in_image, width, height)
+            return self._rescorer(image, seen, detections, self.score_threshold) if self._rescorer else detections
+
+        readable = faces(heat, least_side)
+        if not self.keeps_small:
+            return readable
+        # apart, so that they hide no larger ones
+        small = boxes[..., 2:].sum(axis=-1) < 2 * np.log(least_side / stride)
+        return readable + [replace(face, readable=False) for face in faces(np.where(small, heat, 0), 0)]
 
     def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
         """Details of the input, the heat and the boxes."""
@@ -237,15 +246,12 @@ class LearnedDetector(Detector):
         return dequantised(self._interpreter.get_tensor(detail["index"])[0], detail)
 
 
-def _in_picture(
-    found: FloatArray, scores: FloatArray, placed: Placement, size_wh: tuple[int, int], least_side: float
-) -> list[Detection]:
+def _in_picture(found: FloatArray, scores: FloatArray, placed: Placement, width: int, height: int) -> list[Detection]:
     """Boxes of the letterboxed picture in pixels of the picture itself, without those that lie in the padding."""
     detections = []
     for (x, y, w, h), score in zip(found.tolist(), scores.tolist(), strict=True):
         left, wide = (x - placed.left) / placed.scale_x, w / placed.scale_x
         top, high = (y - placed.top) / placed.scale_y, h / placed.scale_y
-        if 0 <= left + wide / 2 <= size_wh[0] and 0 <= top + high / 2 <= size_wh[1]:
-            box = (round(left), round(top), max(1, round(wide)), max(1, round(high)))
-            detections.append(Detection(box, score, readable=w * h >= least_side**2))
+        if 0 <= left + wide / 2 <= width and 0 <= top + high / 2 <= height:
+            detections.append(Detection((round(left), round(top), max(1, round(wide)), max(1, round(high))), score))
     return detections

@@ -104,11 +104,12 @@ class Pipeline:
         self._look_anew(frame)
 
     def lose(self, frame: int) -> None:
-        """Let all faces go, as the camera was away; what is to be blurred stays so."""
-        if self.covers:
-            self.tracker.lose()
-        else:
-            self.tracker.forget()
+        """Show no face from before, as the camera was away; what is to be blurred stays so."""
+        if not self.covers:
+            self.forget(frame)
+            return
+        self._take_found()
+        self.tracker.lose()
         self._look_anew(frame)
 
     def _look_anew(self, frame: int) -> None:
@@ -130,19 +131,23 @@ class Pipeline:
                 self.tracker.detected(frame, self.detector.find(image, smaller, self._near(frame)))
                 self.stages_ms["detect"] = _ms_since(started)
             return
-        found = self._background.take()
+        self._take_found()
+        if due and self._background.idle:
+            self._background.look(frame, image, smaller, self._near(frame))
+
+    def _take_found(self) -> None:
+        """Tell the tracker what the detector's thread has found by now, if there is one."""
+        found = self._background.take() if self._background else None
         if found is not None and found.frame >= self._first:
             self.tracker.detected(found.frame, found.detections)
             self.stages_ms["detect"] = found.took_ms
-        if due and self._background.idle:
-            self._background.look(frame, image, smaller, self._near(frame))
 
     def _near(self, frame: int) -> list[Box]:
         """Where the detector, whose turn it is, should look; empty: everywhere."""
         self._until_detection = self.detect_every * self.slowdown - 1
         if self.detect_every == 1:
             return []
-        expected = self.tracker.expected(frame)
+        expected = self.tracker.expected(frame, self.tracker.patience if self.covers else None)
         self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
         return [] if self._until_full == FULL_EVERY - 1 else expected
 

@@ -132,8 +132,7 @@ class Rescorer:
             if scale < 1 and scale * CONTEXT * math.sqrt(box[2] * box[3]) >= 2 * SIDE:
                 left, top, width, height = (round(side * scale) for side in box)
                 seen, box = smaller, (left, top, width, height)
-            score = combined(found.score, self.likely(surroundings(seen, box)))
-            looked.append(Detection(found.box, score, found.readable))
+            looked.append(Detection(found.box, combined(found.score, self.likely(surroundings(seen, box)))))
         kept: list[Detection] = []
         for found in sorted(looked, key=lambda found: -found.score):
             if found.score < least_score:

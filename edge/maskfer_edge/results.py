@@ -44,7 +44,7 @@ class FrameResult:
         faces: In no particular order.
         latency_ms: From the frame's arrival in the loop to this result.
         covered: Where else a face is or may be, left, top, width, height in pixels: too small, doubtful, not read yet,
-            or missed lately. Known only where pictures are to be blurred, and for that alone: not in `to_json`.
+            or not found in this very frame. Known only where pictures are to be blurred; not in `to_json`.
     """
 
     time: float

@@ -25,7 +25,7 @@ class Track:
         number: Stays with the face.
         box: Left, top, width, height in pixels, where the face was last detected.
         detector_score: Of that detection.
-        readable: Likewise.
+        unread: Detections in a row that found it too small to be read.
         seen: Frame of that detection.
         velocity: Change of the box, pixels a frame.
         hits: Detections that found it.
@@ -45,7 +45,7 @@ class Track:
     scores: FloatArray | None = None
     classified: int = -1
     label: int = 0
-    readable: bool = True
+    unread: int = 0
 
     def box_at(self, frame: int) -> Box:
         """Where the box is, or should be by its velocity, in a frame."""
@@ -116,15 +116,18 @@ class Tracker:
         for d, detection in enumerate(detections):
             if d in track_of:
                 _move(track_of[d], frame, detection)
+                if track_of[d].unread > self.patience:
+                    _forget_expression(track_of[d])
             else:
-                readable = detection.readable
-                self._tracks.append(Track(self._next_number, detection.box, detection.score, frame, readable=readable))
-                self._next_number += 1
+                unread = 0 if detection.readable else self.coast + 1
+                self._tracks.append(Track(self._number(), detection.box, detection.score, frame, unread=unread))
 
     def shown(self) -> list[Track]:
         """Faces that were seen lately and can be read, the one that was classified longest ago first."""
-        seen = (track for track in self._tracks if track.misses <= self.coast and track.hits >= self.confirm)
-        return sorted((track for track in seen if track.readable), key=lambda track: (track.classified, track.number))
+        return sorted(
+            (t for t in self._tracks if max(t.misses, t.unread) <= self.coast and t.hits >= self.confirm),
+            key=lambda t: (t.classified, t.number),
+        )
 
     def classified(self, track: Track, frame: int, scores: FloatArray) -> None:
         """Take the (7,) float32 scores of a face in a frame."""
@@ -154,33 +157,39 @@ class Tracker:
         )
 
     def covered(self, frame: int) -> tuple[Box, ...]:
-        """Boxes of all that may be a face and is not in `results`.
+        """Boxes of all that may be a face and is not in `results`, or not for sure where these say.
 
-        That of a face that was missed lately also holds the place where it was found last: it may have moved on, or
-        stopped.
+        That of a face that was not found in this very frame also holds the place where it was found last: it may have
+        moved on, or stopped.
         """
         read = {track.number for track in self.shown() if track.scores is not None}
         boxes = []
         for track in self._tracks:
-            if track.misses:
+            if track.seen != frame:
                 x, y, w, h = (round(side) for side in track.box)
                 boxes.append(_around(track.box_at(frame), (x, y, w, h)))
             elif track.number not in read:
                 boxes.append(track.box_at(frame))
         return tuple(boxes)
 
-    def expected(self, frame: int) -> list[Box]:
-        """Where the faces that were seen lately should be in a frame."""
-        return [track.box_at(frame) for track in self._tracks if track.misses <= self.coast]
+    def expected(self, frame: int, most_misses: int | None = None) -> list[Box]:
+        """Where the faces should be in a frame that `most_misses` detections in a row missed; None: those shown."""
+        most = self.coast if most_misses is None else most_misses
+        return [track.box_at(frame) for track in self._tracks if track.misses <= most]
 
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""
         self._tracks = []
 
     def lose(self) -> None:
-        """Show no face until it is found again; whoever was there may still be, and stays in `covered`."""
+        """Make all faces new ones that are not shown until they are found; until then they stay in `covered`."""
         for track in self._tracks:
-            track.misses = max(track.misses, self.coast + 1)
+            track.number, track.hits = self._number(), 0
+            _forget_expression(track)
+
+    def _number(self) -> int:
+        self._next_number += 1
+        return self._next_number - 1
 
 
 def _around(a: Box, b: Box) -> Box:
@@ -193,6 +202,10 @@ def _move(track: Track, frame: int, detection: Detection) -> None:
     since = max(1, frame - track.seen)
     moved = (np.asarray(detection.box, dtype=np.float32) - np.asarray(track.box, dtype=np.float32)) / since
     track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
-    track.box, track.detector_score, track.readable = detection.box, detection.score, detection.readable
-    track.seen, track.misses = frame, 0
+    track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
+    track.unread = 0 if detection.readable else track.unread + 1
     track.hits += 1
+
+
+def _forget_expression(track: Track) -> None:
+    track.scores, track.classified, track.label = None, -1, 0

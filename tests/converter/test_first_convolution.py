@@ -23,6 +23,17 @@ def network(kernel, stride, side=24, rescaled=True, **options):
     return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
 
 
+def conv(stride):
+    return keras.layers.Conv2D(4, 3, stride, padding="same")
+
+
+def branched():
+    inputs = keras.Input((8, 8, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    joined = keras.layers.Concatenate()([keras.layers.Flatten()(conv(2)(x)), keras.layers.Flatten()(x)])
+    return keras.Model(inputs, keras.layers.Dense(3)(joined))
+
+
 def faces(count=4, side=24):
     return np.random.default_rng(5).integers(0, 256, (count, side, side, 1)).astype(np.float32)
 
@@ -33,8 +44,17 @@ def test_it_is_the_same_function(kernel, stride):
     plain.layers[2].set_weights([plain.layers[2].get_weights()[0], np.arange(5) / 3])
     packed = with_packed_input(plain)
 
-    assert any(layer.name.startswith("lambda") for layer in packed.layers)
+    assert any(layer.name.endswith("_squares") for layer in packed.layers)
     np.testing.assert_allclose(packed.predict(faces(), verbose=0), plain.predict(faces(), verbose=0), atol=2e-5)
+
+
+def test_a_sequential_network_is_packed_as_well():
+    layers = [keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, 2, padding="same"), keras.layers.Flatten()]
+    plain = keras.Sequential([keras.Input((24, 24, 1)), *layers])
+    packed = with_packed_input(plain)
+
+    assert packed is not plain
+    np.testing.assert_allclose(packed.predict(faces(), verbose=0), plain.predict(faces(), verbose=0), atol=1e-5)
 
 
 def test_it_needs_no_rescaling():
@@ -53,6 +73,8 @@ def test_it_needs_no_rescaling():
         pytest.param(lambda: network(3, 2, padding="valid"), id="no padding"),
         pytest.param(lambda: network((3, 5), 2), id="kernel that is not square"),
         pytest.param(lambda: network(3, (2, 1)), id="strides that differ"),
+        pytest.param(branched, id="two branches"),
+        pytest.param(lambda: keras.Sequential([keras.Input((8, 8, 1)), conv(1), conv(2)]), id="second convolution"),
         pytest.param(lambda: keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, 2)]), id="colours"),
         pytest.param(lambda: keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten()]), id="no convolution"),
     ],
@@ -74,6 +96,12 @@ def test_integers_are_the_same_to_the_bit(monkeypatch):
     # nothing else is there that was not there before, above all no rescaling of its own
     assert [name for name in operators[1] if name != "SPACE_TO_DEPTH"] == operators[0]
     np.testing.assert_array_equal(answers(packed, pictures), answers(as_it_was, pictures))
+
+
+def test_the_same_network_gives_the_same_bytes():
+    plain, pictures = network(3, 2), faces()
+
+    assert convert(plain, INT8, pictures) == convert(plain, INT8, pictures)
 
 
 def test_floats_are_packed_too_so_that_layers_can_be_compared():

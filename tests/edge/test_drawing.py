@@ -1,8 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from maskfer_edge.contract import LABELS
-from maskfer_edge.drawing import COLOURS, annotate
+from maskfer_edge.drawing import BLUR_CELLS, COLOURS, annotate
 from maskfer_edge.results import UNSURE, FrameResult, face_result
 
 SHAPE = (240, 320, 3)
@@ -74,6 +76,14 @@ def test_a_blurred_face_keeps_a_few_squares_only(box):
     plain, blurred = (annotate(image, result(box), blur=blur)[face] for blur in (False, True))
     assert len(np.unique(plain.reshape(-1, 3), axis=0)) > 500
     assert len(np.unique(blurred.reshape(-1, 3), axis=0)) < 120
+
+
+def test_what_is_only_covered_is_blurred_without_a_rectangle():
+    image = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    covering = replace(result(), covered=((100, 100, 80, 80),))
+    blurred = annotate(image, covering, blur=True)
+    assert len(np.unique(blurred[100:180, 100:180].reshape(-1, 3), axis=0)) <= BLUR_CELLS**2
+    np.testing.assert_array_equal(annotate(image, covering), image)
 
 
 def test_blurring_reaches_beyond_the_box_and_leaves_the_rest():

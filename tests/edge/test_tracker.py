@@ -50,7 +50,7 @@ def test_a_face_that_was_missed_is_covered_where_it_was_found_and_where_it_may_b
     tracker = Tracker(coast=1)
     for frame in range(4):
         update(tracker, frame, [face(moved(10 * frame))])
-    assert tracker.covered(4) == ()
+    assert tracker.covered(3) == ()
     tracker.detected(8, [])
     (x, y, width, height), *others = tracker.covered(8)
     assert (x, y, height, others) == (BOX[0] + 30, BOX[1], BOX[3], [])
@@ -65,6 +65,15 @@ def test_a_face_is_covered_for_longer_than_it_is_shown():
         tracker.detected(frame, [])
         seen.append((len(tracker.results(frame)), len(tracker.covered(frame))))
     assert seen == [(1, 1), (0, 1), (0, 1), (0, 0), (0, 0)]
+
+
+def test_between_detections_a_face_that_slowed_down_is_covered_where_it_was_found():
+    tracker = Tracker()
+    for frame in range(3):
+        update(tracker, frame, [face(moved(20 * frame))])
+    assert tracker.covered(2) == ()
+    ((x, _, width, _),) = tracker.covered(4)
+    assert (x, x + width) == (moved(40)[0], tracker.results(4)[0].box[0] + BOX[2])
 
 
 def test_what_is_too_small_or_not_confirmed_is_covered_and_not_shown():
@@ -82,12 +91,54 @@ def test_a_face_that_comes_near_is_read_from_then_on():
     assert numbers(update(tracker, 1, [face()])) == [1]
 
 
-def test_after_a_loss_faces_are_covered_until_they_are_found_again():
-    tracker = Tracker()
+@pytest.mark.parametrize("seen", ["far", "gone"])
+def test_a_face_that_is_now_and_then_too_small_is_shown_as_one_that_is_missed_now_and_then(seen):
+    tracker, shown = Tracker(coast=1), []
+    for frame in range(6):
+        found = [face()] if frame % 2 == 0 else [small()] if seen == "far" else []
+        update(tracker, frame, found)
+        shown.append(numbers(tracker.results(frame)))
+    assert shown == [[1]] * 6
+
+
+def test_what_a_face_showed_before_it_went_far_away_is_forgotten():
+    tracker = Tracker(patience=3)
+    update(tracker, 0, [face(label=1)])
+    for frame in range(1, 6):
+        update(tracker, frame, [small()])
+    (result,) = update(tracker, 6, [face(label=2)])
+    assert (result.track, result.expression, result.confidence) == (1, LABELS[2], 1.0)
+
+
+def test_after_a_loss_faces_are_new_ones_and_covered_until_they_are_found():
+    tracker = Tracker(confirm=2)
+    for frame in range(2):
+        update(tracker, frame, [face(label=1)])
+    tracker.lose()
+    assert (tracker.results(2), tracker.covered(2)) == ((), (BOX,))
+    # a single find may be a false one, after a loss too
+    assert (update(tracker, 3, [face(label=2)]), tracker.covered(3)) == ([], (BOX,))
+    (result,) = update(tracker, 4, [face(label=2)])
+    assert (result.track, result.expression, result.confidence) == (2, LABELS[2], 1.0)
+
+
+def test_a_loss_does_not_shorten_how_long_a_face_is_covered():
+    tracker = Tracker(patience=3)
     update(tracker, 0, [face()])
     tracker.lose()
-    assert (tracker.results(1), tracker.covered(1)) == ((), (BOX,))
-    assert (numbers(update(tracker, 2, [face()])), tracker.covered(2)) == ([1], ())
+    covered = []
+    for frame in range(1, 6):
+        tracker.detected(frame, [])
+        covered.append(len(tracker.covered(frame)))
+    assert covered == [1, 1, 1, 0, 0]
+
+
+def test_faces_that_are_only_covered_are_expected_if_asked():
+    tracker = Tracker(coast=1, patience=3)
+    update(tracker, 0, [face()])
+    for frame in (1, 2):
+        tracker.detected(frame, [])
+    assert (tracker.expected(3), tracker.expected(3, tracker.patience)) == ([], [BOX])
 
 
 def test_a_face_elsewhere_gets_a_new_number():

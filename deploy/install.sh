@@ -336,6 +336,7 @@ install_packages() {
   # noted before they are there, so that nothing is forgotten whatever happens
   undo remove_packages_of_this_run "${new_packages[@]}"
   printf '%s\n' "${new_packages[@]}" >>"$STATE/packages"
+  sync -- "$STATE/packages"
   CHANGED=yes
   apt_get install --no-remove "${targets[@]}" || die "apt could not install ${missing[*]}: $(complaint)"
 }
@@ -498,8 +499,9 @@ add_settings() {
   make_folder "$DATA"
   make_folder "$DATA/models"
   # after --keep-data it is root's
-  [[ $(stat -c %U -- "$DATA") == "$ACCOUNT" ]] || chown -R "$ACCOUNT:$ACCOUNT" "$DATA"
-  [[ -e $SETTINGS/maskfer.toml ]] || write_file "$SETTINGS/maskfer.toml" < <(printf '%s' "$SETTINGS_TEXT")
+  [[ $(stat -c %U -- "$DATA" "$DATA/models" | sort -u) == "$ACCOUNT" ]] || chown -R "$ACCOUNT:$ACCOUNT" "$DATA"
+  # a power cut may have left it empty
+  [[ -s $SETTINGS/maskfer.toml ]] || write_file "$SETTINGS/maskfer.toml" < <(printf '%s' "$SETTINGS_TEXT")
 }
 
 add_unit() {
@@ -572,7 +574,7 @@ start_service() {
 runs_another_version() {
   local process
   process=$(systemctl show --property MainPID --value maskfer)
-  ((${process:-0})) && ! grep -qsF -- "$(readlink -- "$CURRENT")/" "/proc/$process/maps"
+  ((${process:-0})) && ! grep -qsF -- "$(readlink -f -- "$CURRENT")/" "/proc/$process/maps"
 }
 
 systemd_runs() { [[ -d $ROOT/run/systemd/system ]]; }
@@ -613,7 +615,7 @@ uninstall() {
   fi
   [[ ! -e $STATE/account ]] || remove_account
   remove_made_folders
-  rm -rf -- "$HOME_FOLDER"
+  remove_home
   say "maskfer is removed."
 }
 
@@ -637,7 +639,8 @@ remove_made_folders() {
 
 # ---- Tools ----
 
-say() { printf '%s\n' "$*" >&2; }
+# The terminal may have hung up, which must not keep what was done from being undone.
+say() { printf '%s\n' "$*" >&2 || true; }
 
 die() {
   say "install.sh: $*"
@@ -655,7 +658,8 @@ finish() {
     say "Undoing what was done so far"
     for step in "${UNDO[@]}"; do eval "$step"; done
   fi
-  rm -rf -- "$WORK"
+  # without our notes the folder is another's
+  [[ ! -d $STATE ]] || rm -rf -- "$WORK"
   exit "$status"
 }
 
@@ -711,7 +715,13 @@ open_work_folder() {
 
 # After a first installation that failed; packages that could not be removed are left to --uninstall.
 close_state() {
-  [[ -e $STATE/packages ]] || rm -rf -- "$HOME_FOLDER"
+  [[ -e $STATE/packages ]] || remove_home
+}
+
+# Our notes last: by them the rest is known as ours if this is cut off.
+remove_home() {
+  find "$HOME_FOLDER" -mindepth 1 -maxdepth 1 ! -name "${STATE##*/}" -exec rm -rf -- {} +
+  rm -rf -- "$HOME_FOLDER"
 }
 
 # Temporary files, and environments that nothing points to; one in which a program still runs stays.
@@ -724,7 +734,7 @@ clear_leftovers() {
   done
 }
 
-in_use() { grep -qsF -- "$1/" /proc/[0-9]*/maps; }
+in_use() { grep -qsF -- "$(readlink -f -- "$1")/" /proc/[0-9]*/maps; }
 
 # Makes a folder and those above it that are missing, and notes which, for --uninstall.
 make_folder() {

@@ -126,7 +126,9 @@ def test_the_disk_needs_room_for_the_packages_too(machine):
 def test_what_others_have_put_there_is_left_alone(machine, path):
     (machine.root / path).parent.mkdir(exist_ok=True)
     (machine.root / path).write_text("mine")
+    (machine.root / "opt/maskfer/work").mkdir(exist_ok=True)
     assert "was not made by install.sh; move it away" in refused(machine)
+    assert (machine.root / "opt/maskfer/work").exists()
 
 
 def test_a_person_of_that_name_is_not_made_the_service(machine):
@@ -170,6 +172,15 @@ def test_the_settings_are_ones_that_run_understands(machine):
     machine.run()
     settings = RunSettings(**tomllib.loads((machine.root / "etc/maskfer/maskfer.toml").read_text()))
     assert (settings.source, settings.headless, settings.models) == ("auto", True, "/var/lib/maskfer/models")
+
+
+def test_settings_that_a_power_cut_left_empty_are_written_again(machine):
+    machine.run()
+    settings = machine.root / "etc/maskfer/maskfer.toml"
+    written = settings.read_text()
+    settings.write_text("")
+    assert machine.run().code == 0
+    assert settings.read_text() == written
 
 
 def test_the_demonstration_runs_as_the_service_will(machine):

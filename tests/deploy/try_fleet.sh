@@ -107,9 +107,8 @@ address_of() {
 
 make_bundles() {
   say "A bundle, and a next one with faults that two files on a machine bring out"
-  [[ -e $FOLDER/bundle ]] || "$CHECKOUT/deploy/bundle.sh" --release $RELEASE --arch "$ARCHITECTURE" "$FOLDER/bundle"
-  [[ ! -e $FOLDER/next ]] || return 0
-  rm -rf "$FOLDER/source" "$FOLDER/next.partial"
+  rm -rf "$FOLDER"/{bundle,next,source,next.partial}
+  "$CHECKOUT/deploy/bundle.sh" --release $RELEASE --arch "$ARCHITECTURE" "$FOLDER/bundle"
   mkdir "$FOLDER/source"
   cp -a "$CHECKOUT"/{pyproject.toml,README.md,edge,trainer,converter} "$FOLDER/source/"
   sed -i 's/^version = .*/version = "99.0"/' "$FOLDER/source/pyproject.toml"

@@ -14,9 +14,9 @@ demo: $(VENV)/edge.done
 		--record $(RESULT)/demo.mp4 --jsonl $(RESULT)/demo.jsonl
 	@echo "The annotated video lies in $(RESULT)/demo.mp4, its results as JSON lines in $(RESULT)/demo.jsonl"
 
-# the tools that check deploy/ are looked for by name
+# the tools that check deploy/ are looked for by name; what is compiled once need not be again by each program that is started
 test: $(VENV)/dev.done
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
+	env -u PYTHONDONTWRITEBYTECODE PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import io
+import socketserver
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,9 @@ CENTRES = np.linspace(0.2, 0.8, len(CLASSES))
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # how often the standard library's servers look whether they are to end: half a second else, at each end
+    serve = socketserver.BaseServer.serve_forever
+    serve.__defaults__ = (0.02,)
     # TensorFlow's variables under numpy 2, in Keras' convert_to_numpy; nothing of ours
     config.addinivalue_line(
         "filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -61,9 +65,7 @@ def grey_face(astronaut: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="session")
 def astronaut_landmarks(grey_face: np.ndarray) -> np.ndarray:
     """(68, 2) float32 pixels of `astronaut`."""
-    from maskfer_trainer.landmarks import LandmarkPredictor
-
-    return LandmarkPredictor()(grey_face)
+    return np.asarray(loaded_predictor()(grey_face))
 
 
 @pytest.fixture(scope="session")
@@ -171,10 +173,18 @@ def odd_files(astronaut: np.ndarray) -> dict[str, bytes]:
 
 @pytest.fixture
 def one_predictor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loads the 100 MB of the landmark model once a run, not once for each setting."""
+    """Loads the 100 MB of the landmark model and dlib's detector once a run, not once for each setting."""
     from maskfer_trainer import faces
 
     monkeypatch.setattr(faces, "LandmarkPredictor", loaded_predictor)
+    detector = loaded_detector()
+    monkeypatch.setattr("dlib.get_frontal_face_detector", lambda: detector)
+
+
+@pytest.fixture(scope="session")
+def predictor() -> Any:
+    """A `LandmarkPredictor`."""
+    return loaded_predictor()
 
 
 @lru_cache
@@ -182,6 +192,13 @@ def loaded_predictor() -> Any:
     from maskfer_trainer.landmarks import LandmarkPredictor
 
     return LandmarkPredictor()
+
+
+@lru_cache
+def loaded_detector() -> Any:
+    import dlib
+
+    return dlib.get_frontal_face_detector()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ CONVERTER = Path(sys.executable).with_name("converter")
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch):
     monkeypatch.setattr(quantize_module, "LATENCY_RUNS", 3)
+    # which starts two processes
+    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
 
 
 @pytest.mark.parametrize("command", ["quantize", "verify", "inspect", "benchmark"])

@@ -73,6 +73,8 @@ def quantized(tmp_path_factory, keras_detector, scenes):
 @pytest.fixture(autouse=True)
 def few_runs(monkeypatch):
     monkeypatch.setattr(module, "LATENCY_RUNS", 3)
+    # which starts two processes
+    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
 
 
 def test_the_file_says_what_it_is(quantized):
@@ -103,6 +105,7 @@ def test_all_checks_pass_and_the_report_lies_beside_it(quantized):
     assert (said["calibration"], said["format"], said["comparison"]["scenes"]) == (8, "int8", 4)
 
 
+@pytest.mark.usefixtures("anew")
 def test_the_same_arguments_give_the_same_bytes(quantized, keras_detector, scenes, tmp_path):
     out = tmp_path / "again.tflite"
     quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))

@@ -13,6 +13,8 @@ from maskfer_edge.errors import InputError
 from maskfer_trainer.contact_sheet import GAP_PX, NAME_PX, PREVIEW_PX, TILE_PX, contact_sheet, preview_sheet
 from maskfer_trainer.masks import KINDS
 
+pytestmark = pytest.mark.usefixtures("one_predictor")
+
 ROW_PX = TILE_PX + GAP_PX
 
 

@@ -85,8 +85,8 @@ def test_the_model_has_two_maps(run):
     assert set(network.output) == {"heat", "boxes"}
 
 
-def test_a_run_is_gone_on_with(tmp_path, scenes):
-    fit_detector(scenes, tmp_path / "run", SHORT)
+def test_a_run_is_gone_on_with(tmp_path, scenes, run):
+    shutil.copytree(run[0], tmp_path / "run")
     (tmp_path / "run/model.keras").unlink()
     before = (tmp_path / "run/history.csv").read_text()
     fit_detector(scenes, tmp_path / "run", SHORT, resume=True)

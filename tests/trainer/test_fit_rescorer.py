@@ -127,8 +127,17 @@ def test_a_run_leaves_model_history_and_curves(run):
 def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, tmp_path, monkeypatch):
     scenes, photos, halves = data
     read = []
+
+    class Read(Exception):
+        pass
+
+    def stop(*_):
+        raise Read
+
     monkeypatch.setattr(module, "read_grey", lambda path: read.append(path.name) or read_grey(path))
-    fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4))
+    monkeypatch.setattr(module, "make_run", stop)
+    with pytest.raises(Read):
+        fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4))
     assert read == [halves["tuning"]]
 
 

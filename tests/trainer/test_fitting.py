@@ -49,6 +49,36 @@ def tiny_networks(monkeypatch):
     monkeypatch.setattr(fitting, "ARCHITECTURES", {"paper": tiny, "lean": tiny})
 
 
+@pytest.fixture(scope="module")
+def one_epoch(tmp_path_factory, dataset):
+    """A finished run of one epoch of a tiny network. Not to be changed."""
+    run = tmp_path_factory.mktemp("one-epoch") / "run"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": tiny})
+        fit(dataset, run, settings(epochs=1), verbose=0)
+    return run
+
+
+@pytest.fixture
+def tiny_run(tiny_networks, one_epoch, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(one_epoch, tmp_path / "run"))
+
+
+@pytest.fixture
+def prepare(tiny_networks, monkeypatch, tmp_path, dataset):
+    """Does all that `fit` does before it trains; gives what it would train with: batches and validation pictures."""
+
+    def make(name="run", *, teachers=(), **given):
+        told = []
+        monkeypatch.setattr(fitting, "_train", lambda _, *rest: told.extend(rest))
+        with pytest.raises(ValueError, match="empty"):  # no epoch ran, so there is none to choose
+            fit(dataset, tmp_path / name, settings(**given), teachers=teachers, verbose=0)
+        return told[0], told[1]
+
+    return make
+
+
 @pytest.fixture
 def stop_at(monkeypatch):
     """Makes training end while the curves of an epoch are drawn, that is before its state is kept."""
@@ -159,11 +189,10 @@ def test_a_run_that_ended_in_its_first_epoch_goes_on(tiny_networks, stop_at, tmp
     assert epochs(tmp_path / "run") == [1, 2]
 
 
-def test_resuming_a_finished_run_changes_nothing(tiny_networks, tmp_path, dataset, read_folder):
-    fit(dataset, tmp_path / "run", settings(), verbose=0)
-    before = read_folder(tmp_path / "run")
-    fit(dataset, tmp_path / "run", settings(), resume=True, verbose=0)
-    assert read_folder(tmp_path / "run") == before
+def test_resuming_a_finished_run_changes_nothing(tiny_run, dataset, read_folder):
+    before = read_folder(tiny_run)
+    fit(dataset, tiny_run, settings(epochs=1), resume=True, verbose=0)
+    assert read_folder(tiny_run) == before
 
 
 @pytest.mark.parametrize(
@@ -261,11 +290,11 @@ def test_a_bare_share_of_a_data_set_without_bare_pictures_is_refused(tiny_networ
 
 
 @pytest.mark.parametrize("arch", ["lean", "paper"])
-def test_only_the_papers_training_lowers_its_rate_on_a_plateau(tiny_networks, monkeypatch, tmp_path, dataset, arch):
+def test_only_the_papers_training_lowers_its_rate_on_a_plateau(prepare, monkeypatch, arch):
     made = []
     real = keras.callbacks.ReduceLROnPlateau
     monkeypatch.setattr(keras.callbacks, "ReduceLROnPlateau", lambda **given: made.append(given) or real(**given))
-    fit(dataset, tmp_path / "run", settings(arch=arch, epochs=1), verbose=0)
+    prepare(arch=arch)
     assert [given["monitor"] for given in made] == (["val_loss"] if arch == "paper" else [])
 
 
@@ -356,10 +385,10 @@ def test_resuming_from_other_first_weights_is_refused(lean_run, dataset):
         fit(dataset, lean_run, settings(), initial=lean_run / "model.keras", resume=True, verbose=0)
 
 
-def test_a_network_learns_from_its_teachers(tiny_networks, monkeypatch, tmp_path, dataset, lean_run):
+def test_a_network_learns_from_its_teachers(prepare, monkeypatch, tmp_path, dataset, lean_run):
     seen, teachers = [], [lean_run / "model.keras"]
     monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[4]) or FaceBatches(*given))
-    fit(dataset, tmp_path / "run", settings(epochs=1), teachers=teachers, verbose=0)
+    prepare(teachers=teachers)
     kept = ~validation_part(read_part(dataset, "bare", "train"), dataset, 0.2)
     masked, bare = (read_part(dataset, part, "train").take(kept) for part in ("masked", "bare"))
     expected = ask(teachers, masked, bare, np.arange(len(masked)), lambda parts: np.ones(len(masked), np.int64))
@@ -368,27 +397,19 @@ def test_a_network_learns_from_its_teachers(tiny_networks, monkeypatch, tmp_path
     assert len(json.loads((tmp_path / "run/run.json").read_text())["teachers_sha256"]) == 1
 
 
-def test_parts_that_are_left_out_make_up_all_faces(tiny_networks, monkeypatch, tmp_path, dataset):
-    seen = []
-    monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[0]) or FaceBatches(*given))
-    for part in ("", "1/2", "2/2"):
-        fit(dataset, tmp_path / f"run{part[:1]}", settings(epochs=1, leave_out=part), verbose=0)
-    everything, one, other = (set(pictures.names) for pictures in seen)
+def test_parts_that_are_left_out_make_up_all_faces(prepare):
+    parts = ("", "1/2", "2/2")
+    everything, one, other = (set(prepare(f"run{part[:1]}", leave_out=part)[0].masked.names) for part in parts)
     assert one | other == everything
     assert not one & other
     assert min(len(one), len(other)) > 5
 
 
 @pytest.mark.parametrize(("share", "part"), [(1.0, "bare"), (0.9, "masked")])
-def test_a_network_of_bare_faces_alone_is_judged_on_bare_faces(
-    tiny_networks, monkeypatch, tmp_path, dataset, share, part
-):
-    seen = []
-    monkeypatch.setattr(fitting, "_train", lambda model, batches, validation, *rest: seen.append(validation))
-    with pytest.raises(ValueError, match="empty"):  # no epoch ran, so there is none to choose
-        fit(dataset, tmp_path / "run", settings(bare_share=share), verbose=0)
+def test_a_network_of_bare_faces_alone_is_judged_on_bare_faces(prepare, dataset, share, part):
+    _, judged = prepare(bare_share=share)
     of_part = read_part(dataset, part, "train")
-    assert np.array_equal(seen[0].images, of_part.take(validation_part(of_part, dataset, 0.2)).images)
+    assert np.array_equal(judged.images, of_part.take(validation_part(of_part, dataset, 0.2)).images)
 
 
 def test_the_confidence_is_calibrated_on_validation_faces(lean_run, dataset):
@@ -547,23 +568,21 @@ def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, 
     assert right.mean() == pytest.approx(max(row["val_accuracy"] for row in rows))
 
 
-def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_networks, tmp_path, dataset):
-    fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
-    left = tmp_path / "run/checkpoints/.last.1234abcd.partial.keras"
+def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_run, dataset):
+    left = tiny_run / "checkpoints/.last.1234abcd.partial.keras"
     left.write_bytes(b"half")
-    fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
+    fit(dataset, tiny_run, settings(epochs=1), resume=True, verbose=0)
     assert not left.exists()
 
 
 @pytest.mark.parametrize(
     ("name", "content"), [("checkpoints/last.keras", b"damaged"), ("history.csv", b""), ("history.csv", b"a,b\n1,x\n")]
 )
-def test_a_damaged_run_is_named_on_resume(tiny_networks, tmp_path, dataset, name, content):
-    fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
-    (tmp_path / "run/model.keras").unlink()
-    (tmp_path / "run" / name).write_bytes(content)
+def test_a_damaged_run_is_named_on_resume(tiny_run, dataset, name, content):
+    (tiny_run / "model.keras").unlink()
+    (tiny_run / name).write_bytes(content)
     with pytest.raises(InputError, match="it is damaged"):
-        fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
+        fit(dataset, tiny_run, settings(epochs=1), resume=True, verbose=0)
 
 
 @pytest.mark.parametrize("wrong", ["initial", "teachers"])

@@ -13,11 +13,6 @@ from maskfer_trainer.landmarks import LandmarkPredictor, find_predictor
 EYES, MOUTH, CHIN = slice(36, 48), slice(48, 68), 8
 
 
-@pytest.fixture(scope="module")
-def predictor():
-    return LandmarkPredictor()
-
-
 def test_landmarks_are_68_points_of_float32(predictor, grey_face):
     landmarks = predictor(grey_face)
     assert (landmarks.shape, landmarks.dtype) == ((68, 2), np.float32)

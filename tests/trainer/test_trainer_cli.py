@@ -16,6 +16,8 @@ from maskfer_trainer.builder import BuildReport
 from maskfer_trainer.cli import main
 from maskfer_trainer.masks import KINDS
 
+pytestmark = pytest.mark.usefixtures("one_predictor")
+
 TRAINER = Path(sys.executable).with_name("trainer")
 
 

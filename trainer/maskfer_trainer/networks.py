@@ -76,7 +76,8 @@ def _residual(name: str, stem: tuple[tuple[int, int, int], ...], blocks: tuple[t
     Args:
         name: Of the model.
         stem: Filters, kernel and stride of each convolution before the blocks. With one channel in, an integer
-            kernel spends as much on each place as on eight channels, hence the 2×2 of the faster ones.
+            kernel spends as much on each place as on eight channels, hence the 2×2 of the faster ones (today the
+            converter packs it, see `first_convolution`).
         blocks: Filters and stride of each residual block.
     """
 

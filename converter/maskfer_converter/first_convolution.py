@@ -13,8 +13,8 @@ def with_packed_input(network: Any) -> Any:
 
     The kernels of TFLite's integer convolutions take channels by fours or eights, so that one channel costs as much as
     that many. A convolution of stride s over one channel is one of stride 1 over s·s channels: each s×s square of
-    pixels becomes a place (space to depth), and the kernel, padded with zeros to whole squares, likewise. It is the same
-    function, but for the order in which floats are added (own; known from networks for TPUs).
+    pixels becomes a place (space to depth), and the kernel, padded with zeros to whole squares, likewise. It is the
+    same function, but for the order in which floats are added (own; known from networks for TPUs).
 
     Args:
         network: A `keras.Model` on the TensorFlow backend; input (n, height, width, 1).

@@ -25,7 +25,7 @@ CONTEXT = 1.5
 # What lies beyond the picture's edge has the mean.
 MEAN, DEVIATION, MOST_GAIN = 127, 50.0, 5.0
 # A detector's score from which a second look is taken, and at how many of a picture's surest at most: on validation
-# scenes 0.1 has the same F1 with half as many looks again, and on the tuning half of the photographs no face needs more.
+# scenes 0.1 has the same F1 with half as many looks again; on the tuning half of the photographs no face needs more.
 CANDIDATE, MOST_LOOKS = 0.15, 16
 # From here on a detector's score is believed: on validation scenes and the tuning half no second look changed its fate.
 SURE = 0.8

@@ -126,9 +126,10 @@ def test_the_disk_needs_room_for_the_packages_too(machine):
 def test_what_others_have_put_there_is_left_alone(machine, path):
     (machine.root / path).parent.mkdir(exist_ok=True)
     (machine.root / path).write_text("mine")
-    (machine.root / "opt/maskfer/work").mkdir(exist_ok=True)
+    # a name that the installer uses as well
+    (machine.root / path).with_name("work").mkdir()
     assert "was not made by install.sh; move it away" in refused(machine)
-    assert (machine.root / "opt/maskfer/work").exists()
+    assert (machine.root / path).with_name("work").exists()
 
 
 def test_a_person_of_that_name_is_not_made_the_service(machine):

@@ -216,14 +216,16 @@ class Machine:
         found["accounts"] = " ".join(self.lines("accounts"))
         return found
 
-    def start(self, *arguments: str, script: Path | None = None, **environment: str) -> subprocess.Popen[str]:
-        """Start install.sh on this machine, with a short patience for apt's lock."""
+    def start(
+        self, *arguments: str, script: Path | None = None, told: int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
+        """Start install.sh on this machine, with a short patience for apt's lock; `told` takes what it says."""
         script = script or self.checkout / "deploy/install.sh"
         code = 'source "$1"; locate "$2"; LOCK_WAIT_S=1 START_WAIT_S=1; shift 2; main "$@"'
         given = {"PATH": f"{self.commands}:{os.environ['PATH']}", "FAKE": str(self.fake), **environment}
         return subprocess.Popen(
             ["bash", "-c", code, "install.sh", str(script), str(self.root), *arguments],
-            env=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+            env=given, stdout=told, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
         )  # fmt: skip
 
     def run(self, *arguments: str, script: Path | None = None, **environment: str) -> Ran:

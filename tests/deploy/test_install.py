@@ -1,6 +1,7 @@
 """install.sh on a made-up machine: what it refuses, does, undoes and removes; try_install.sh runs it on real ones."""
 
 import os
+import pty
 import re
 import shutil
 import signal
@@ -424,6 +425,18 @@ def test_a_signal_undoes_everything(machine, number, code):
     ran = machine.stop(machine.start(), "python -m pip", number)
     assert ran.code == code
     assert "Undoing what was done so far" in ran.said
+    assert machine.state() == before
+
+
+def test_all_is_undone_when_the_terminal_has_hung_up(machine):
+    """Nothing can be said there any more."""
+    machine.set("pip-is-slow")
+    before = machine.state()
+    ours, terminal = pty.openpty()
+    process = machine.start(told=terminal)
+    for end in (ours, terminal):
+        os.close(end)
+    assert machine.stop(process, "python -m pip", signal.SIGHUP).code == 129
     assert machine.state() == before
 
 

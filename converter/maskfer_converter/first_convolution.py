@@ -40,14 +40,12 @@ def with_packed_input(network: Any) -> Any:
         name=first.name,
     )
 
-    def pack(pixels: Any) -> Any:
-        # Keras' own names differ from one conversion to the next
-        squares = keras.layers.Lambda(_space_to_depth, arguments={"side": stride}, name=f"{first.name}_squares")
-        return squares(pixels)
+    # Keras' own names differ from one conversion to the next
+    squares = keras.layers.Lambda(_space_to_depth, arguments={"side": stride}, name=f"{first.name}_squares")
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         # before a rescaling, which the converter takes into the weights that follow
-        return layer(pack(*args)) if layer.name == network.layers[1].name else layer(*args, **kwargs)
+        return layer(squares(*args)) if layer.name == network.layers[1].name else layer(*args, **kwargs)
 
     def clone(layer: Any) -> Any:
         return packed if layer is first else layer.__class__.from_config(layer.get_config())

@@ -189,7 +189,7 @@ class LearnedDetector(Detector):
             near: Left aside.
 
         Returns:
-            The faces, the surest first; see `keeps_small`.
+            The faces, the surest first, and after them the small ones (see `keeps_small`), likewise.
             Boxes are in whole pixels of the picture and may reach beyond it, but their centres do not; scores are
             from 0 to 1.
 

@@ -147,7 +147,7 @@ class Pipeline:
         self._until_detection = self.detect_every * self.slowdown - 1
         if self.detect_every == 1:
             return []
-        expected = self.tracker.expected(frame, self.tracker.patience if self.covers else None)
+        expected = self.tracker.expected(frame, self.tracker.patience if self.covers else self.tracker.coast)
         self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
         return [] if self._until_full == FULL_EVERY - 1 else expected
 

@@ -172,10 +172,9 @@ class Tracker:
                 boxes.append(track.box_at(frame))
         return tuple(boxes)
 
-    def expected(self, frame: int, most_misses: int | None = None) -> list[Box]:
-        """Where the faces should be in a frame that `most_misses` detections in a row missed; None: those shown."""
-        most = self.coast if most_misses is None else most_misses
-        return [track.box_at(frame) for track in self._tracks if track.misses <= most]
+    def expected(self, frame: int, most_misses: int) -> list[Box]:
+        """Where the faces should be in a frame that so many detections in a row missed at most."""
+        return [track.box_at(frame) for track in self._tracks if track.misses <= most_misses]
 
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""

@@ -1,4 +1,4 @@
-"""One conversion of a network serves all tests that only look at what is made of it."""
+"""What keeps these tests short: one conversion of a network serves all that only look at what is made of it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ def anew(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def one_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
     _convert_by(monkeypatch, _remembered)
+
+
+@pytest.fixture
+def few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times models hardly, and their memory, which takes two processes, not at all."""
+    for module in (quantize, quantize_detector):
+        monkeypatch.setattr(module, "LATENCY_RUNS", 3)
+    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
 
 
 def _convert_by(monkeypatch: pytest.MonkeyPatch, how: Callable[..., bytes]) -> None:

@@ -7,18 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from maskfer_converter import quantize as quantize_module
 from maskfer_converter.cli import main
 from maskfer_edge.model_file import load_model
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 CONVERTER = Path(sys.executable).with_name("converter")
-
-
-@pytest.fixture(autouse=True)
-def few_runs(monkeypatch):
-    monkeypatch.setattr(quantize_module, "LATENCY_RUNS", 3)
-    # which starts two processes
-    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
 
 
 @pytest.mark.parametrize("command", ["quantize", "verify", "inspect", "benchmark"])

@@ -1,17 +1,14 @@
 """The packed first convolution: the same function, and the same bits as integers."""
 
+import keras
 import numpy as np
 import pytest
 
+from maskfer_converter import convert as convert_module
 from maskfer_converter.convert import FLOAT, INT8, convert
+from maskfer_converter.first_convolution import with_packed_input
 from maskfer_converter.graph import read_graph
 from maskfer_edge.runtime import open_interpreter
-
-keras = pytest.importorskip("keras")
-pytest.importorskip("tensorflow")
-
-from maskfer_converter import convert as convert_module  # noqa: E402 (after Keras' backend is known)
-from maskfer_converter.first_convolution import with_packed_input  # noqa: E402
 
 
 def network(kernel, stride, side=24, rescaled=True, **options):

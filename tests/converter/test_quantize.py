@@ -18,12 +18,7 @@ from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.model_file import load_model
 from maskfer_edge.runtime import open_interpreter
 
-
-@pytest.fixture(autouse=True)
-def few_runs(monkeypatch):
-    monkeypatch.setattr(quantize_module, "LATENCY_RUNS", 3)
-    # which starts two processes
-    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
+pytestmark = pytest.mark.usefixtures("few_runs")
 
 
 @pytest.fixture(scope="module")

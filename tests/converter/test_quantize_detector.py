@@ -18,6 +18,8 @@ from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.learned_detector import open_learned_detector
 from maskfer_edge.model_file import load_detector_model, load_model
 
+pytestmark = pytest.mark.usefixtures("few_runs")
+
 SIDE = 56
 FACE, AWAY, UNJUDGED, SMALL = (10, 10, 50, 50), (100, 100, 40, 40), (200, 10, 30, 30), (250, 200, 10, 10)
 SAID = {
@@ -68,13 +70,6 @@ def keras_detector(tmp_path_factory):
 def quantized(tmp_path_factory, keras_detector, scenes):
     out = tmp_path_factory.mktemp("quantized") / "detector.tflite"
     return out, quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))
-
-
-@pytest.fixture(autouse=True)
-def few_runs(monkeypatch):
-    monkeypatch.setattr(module, "LATENCY_RUNS", 3)
-    # which starts two processes
-    monkeypatch.setattr("maskfer_converter.benchmark.memory_of", lambda *_: 1.0)
 
 
 def test_the_file_says_what_it_is(quantized):

@@ -70,6 +70,10 @@ def test_a_face_too_small_for_an_expression_is_blurred_as_well(tmp_path, portrai
     assert np.abs(in_clear[face].astype(int) - covered[face]).mean() > 5
 
 
+def test_what_is_to_be_blurred_is_looked_for_in_each_frame():
+    assert run(blur=True)[0].pipeline.detect_every == 1
+
+
 def test_blurring_changes_what_is_seen_and_not_what_is_said(monkeypatch):
     """Faces that are missed, far away or found once: said of them is the same, whether they are blurred or not."""
     near, false = (Detection((60 * n, 50, 50, 50), 0.9) for n in range(2))

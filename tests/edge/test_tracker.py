@@ -138,7 +138,7 @@ def test_faces_that_are_only_covered_are_expected_if_asked():
     update(tracker, 0, [face()])
     for frame in (1, 2):
         tracker.detected(frame, [])
-    assert (tracker.expected(3), tracker.expected(3, tracker.patience)) == ([], [BOX])
+    assert (tracker.expected(3, tracker.coast), tracker.expected(3, tracker.patience)) == ([], [BOX])
 
 
 def test_a_face_elsewhere_gets_a_new_number():

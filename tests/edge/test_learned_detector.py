@@ -387,6 +387,18 @@ def test_a_face_too_small_hides_no_larger_one():
     assert scores.tolist() == pytest.approx([0.8])
 
 
+@pytest.mark.parametrize("moved", [-2, 0], ids=["on the larger one", "beside it"])
+def test_small_faces_that_are_kept_come_last_and_hide_no_larger_one(fake, monkeypatch, moved):
+    monkeypatch.setattr(learned_detector, "LEAST_SHARE", STRIDE / 16)  # of 16 pixels: a cell
+    # the small one is surer
+    heat, boxes = output([(1, 1, 0.8, (0, 0, 1.1, 1.1)), (1, 3, 0.9, (moved, 0, 0.9, 0.9))], shape=(2, 4))
+    detect, _ = fake((heat[None, ..., None], (0.0, 0)), (boxes[None], (0.0, 0)))
+    picture = dark_picture((16, 32))
+    assert [round(face.score, 1) for face in detect(picture)] == [0.8]
+    detect.keeps_small = True
+    assert [(face.readable, round(face.score, 1)) for face in detect(picture)] == [(True, 0.8), (False, 0.9)]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_the_outputs_are_told_apart_by_their_shapes(fake, order):
     detect, _ = fake(*[heat_output(0.75), box_output((0, 0, 0, np.log(2)))][::order])

@@ -138,6 +138,7 @@ class BrowserCamera(Camera):
         self._newest: UInt8Array | None = None
         self._index = 0
         self._page: Client | None = None
+        self._pages = 0
         self._closed = False
         server.sockets["/camera"] = self._serve
 
@@ -147,7 +148,7 @@ class BrowserCamera(Camera):
             self._changed.wait_for(lambda: self._closed or self._newest is not None)
             if self._newest is None or self._closed:
                 return None
-            frame = Frame(self._newest, self._index, time.time())
+            frame = Frame(self._newest, self._index, time.time(), losses=self._pages)
             self._newest = None
             self._index += 1
             return frame
@@ -173,6 +174,8 @@ class BrowserCamera(Camera):
                 client.end(TRY_AGAIN_LATER, "another page sends its camera already; stop it there first")
                 return
             self._page = client
+            self._pages += 1
+            self._newest = None  # of the page before
         threading.Thread(target=client.send_newest, args=(lambda text: text,), daemon=True).start()
         try:
             while not client.over:

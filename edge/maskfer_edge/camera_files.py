@@ -22,7 +22,7 @@ LEAST_SHARE = 0.9
 class VideoFile(Camera):
     """A video file, every frame of it."""
 
-    live = False
+    live, file = False, True
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -34,7 +34,7 @@ class VideoFile(Camera):
         # other formats do not say it, and OpenCV guesses
         exact = path.suffix.lower() in (".avi", ".mp4", ".mov")
         self._said = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if exact else 0.0
-        self._index = 0
+        self._index, self._first_s, self._time = 0, 0.0, 0.0
 
     def read(self) -> Frame | None:
         """The next frame of the file. Raises InputError if it ends far too early."""
@@ -47,7 +47,15 @@ class VideoFile(Camera):
                     f"{self.name} ends after {self._index} of {self._said:.0f} frames; it is cut short or damaged"
                 )
             return None
-        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, self._index / self.fps)
+        # not every video has as many frames in each second
+        at = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+        if self._index == 0:
+            self._first_s = at
+        elif at - self._first_s > self._time:
+            self._time = at - self._first_s
+        else:  # the file does not say it
+            self._time += 1 / self.fps
+        frame = Frame(np.asarray(image, dtype=np.uint8), self._index, self._time)
         self._index += 1
         return frame
 
@@ -60,7 +68,7 @@ class PictureFiles(Camera):
     """Pictures one after another, as if two were taken a second."""
 
     live = moving = False
-    fps = FOLDER_FPS
+    file, fps = True, FOLDER_FPS
 
     def __init__(self, name: str, paths: Sequence[Path]) -> None:
         self.name = name
@@ -79,7 +87,7 @@ class PictureFiles(Camera):
 class InRealTime(Camera):
     """A file as if it were a camera: each frame when it is due, and stale frames may be passed over."""
 
-    live = True
+    live = file = True
 
     def __init__(self, camera: Camera) -> None:
         self._camera, self.name, self.fps, self.moving = camera, camera.name, camera.fps, camera.moving
@@ -104,12 +112,12 @@ class InRealTime(Camera):
 class Repeated(Camera):
     """A file again and again; numbers and times go on."""
 
-    live = False
+    live, file = False, True
 
     def __init__(self, reopen: Callable[[], Camera]) -> None:
         self._reopen, self._camera = reopen, reopen()
         self.name, self.fps, self.moving = self._camera.name, self._camera.fps, self._camera.moving
-        self._index = 0
+        self._index, self._begun, self._time = 0, 0.0, 0.0
 
     def read(self) -> Frame | None:
         """The next frame, the first one after the last."""
@@ -117,10 +125,12 @@ class Repeated(Camera):
         if frame is None:
             self._camera.close()
             self._camera = self._reopen()
+            self._begun = self._time + 1 / self.fps
             frame = self._camera.read()
             if frame is None:
                 return None
-        numbered = replace(frame, index=self._index, time=self._index / self.fps)
+        self._time = self._begun + frame.time
+        numbered = replace(frame, index=self._index, time=self._time)
         self._index += 1
         return numbered
 

@@ -22,6 +22,7 @@ class Frame:
         time: Live: seconds since 1970 at capture. Else: seconds from the source's beginning.
         arrived: Of `time.monotonic`, when it was read.
         grey: (h, w) uint8, the same picture smaller and grey, if the camera gives that for nothing.
+        losses: How often the camera had been lost, or another page of a browser had taken its place, before it.
     """
 
     image: UInt8Array
@@ -29,6 +30,7 @@ class Frame:
     time: float
     arrived: float = field(default_factory=monotonic)
     grey: UInt8Array | None = None
+    losses: int = 0
 
 
 class Camera(ABC):
@@ -39,6 +41,7 @@ class Camera(ABC):
         live: Whether frames that nobody fetched in time are stale.
         endless: Whether it has no end, so that an end is a loss.
         exclusive: Whether it must be closed before the program can open it again, also while a read of it hangs.
+        file: Whether it is a file or a folder of files, also if it is played as a live camera.
         moving: Whether each frame follows from the one before, as in a video.
         fps: Frames a second as far as known, for recordings.
     """
@@ -47,6 +50,7 @@ class Camera(ABC):
     live: bool
     endless: bool = False
     exclusive: bool = False
+    file: bool = False
     moving: bool = True
     fps: float
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -90,19 +88,21 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
     A file is processed whole; of a live camera only the newest frame counts, and a camera that is lost is opened again.
     Nothing is stored or sent unless an option asks for it. Exit status 1 if a file or folder shows no face at all.
     """
+    from maskfer_edge.quiet import quiet_native_libraries
     from maskfer_edge.running import opened
 
     settings = run_settings(config, given)
-    with opened(settings, say, _leave) as run:
-        with _ends_on_signals(run.capture) as received:
-            for _ in run.results():
-                pass
-        live = run.capture.camera.live
+    with _Signals() as signals, opened(settings, say, _leave, quiet_native_libraries) as run:
+        signals.capture = run.capture
+        for _ in run.results():
+            pass
     _say_summary(run.meter, run.settings)
-    if received and not live:
+    # with --loop it has no end either
+    has_end = run.capture.camera.file and not run.settings.loop
+    if signals.received and has_end:
         say(f"maskfer-edge: stopped before the end of {without_secrets(run.settings.source)}")
         raise typer.Exit(130)
-    if not live and not run.meter.frames_with_faces:
+    if has_end and not run.meter.frames_with_faces:
         say(f"maskfer-edge: no face found in {run.meter.frames} frames of {without_secrets(run.settings.source)}")
         raise typer.Exit(1)
 
@@ -202,7 +202,9 @@ def bench_command(
 
 def run_settings(config: Path | None, given: dict[str, Any]) -> RunSettings:
     """Settings of a run by a file and by flags, which win."""
-    return RunSettings(**read_settings(RunSettings, config, given))
+    settings = RunSettings(**read_settings(RunSettings, config, given))
+    settings.check_kept({"settings": str(config or "")})
+    return settings
 
 
 @app.command("predict")
@@ -219,23 +221,31 @@ def predict_command(
 ) -> None:
     """Say the expression of every face in each IMAGE.
 
-    Exit status 1 if a picture cannot be read, or no face is found in any.
+    Exit status 1 if a picture cannot be read (the others are looked at all the same), or no face is found in any.
     """
     from maskfer_edge.classifier import open_classifier
     from maskfer_edge.decoding import read_picture
     from maskfer_edge.detector import Detection, FakeDetector, open_detector
+    from maskfer_edge.errors import InputError
     from maskfer_edge.loop import Pipeline
     from maskfer_edge.quiet import quiet_native_libraries
     from maskfer_edge.tracker import Tracker
 
+    if crop and (detector != "learned" or detector_model is not None):
+        raise InputError("with --crop nothing is looked for; leave out --detector and --detector-model")
     with quiet_native_libraries():
         classifier = open_classifier(model, runtime, mirror=mirror)
         finder = FakeDetector() if crop else open_detector(detector, model_path=detector_model, runtime=runtime)
     results: dict[str, Any] = {}
-    found = 0
+    found = unread = 0
     for path in images:
-        with quiet_native_libraries():
-            image = read_picture(path)
+        try:
+            with quiet_native_libraries():
+                image = read_picture(path)
+        except InputError as error:
+            say(f"maskfer-edge: {error}")
+            unread += 1
+            continue
         height, width = image.shape[:2]
         if crop:
             finder = FakeDetector([Detection((0, 0, width, height), 1.0)])
@@ -252,26 +262,37 @@ def predict_command(
                 say(f"{path}: no face found")
     if json_:
         print_json({path: [vars(face) for face in faces] for path, faces in results.items()})
-    if not found:
+    if results and not found:
         say("maskfer-edge: no face found; if the pictures are face crops already, give --crop")
+    if unread or not found:
         raise typer.Exit(1)
 
 
-@contextmanager
-def _ends_on_signals(capture: Capture) -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end the loop in order, with files finished and the camera free."""
-    received: list[int] = []
+class _Signals:
+    """SIGINT and SIGTERM end a run in order: with files finished and the camera free.
 
-    def end(number: int, _: object) -> None:
-        received.append(number)
-        capture.stop()
+    Attributes:
+        capture: Whose frames end then; before there is one, what is being opened is closed again by KeyboardInterrupt.
+        received: Whether one of them came.
+    """
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.capture: Capture | None = None
+        self.received = False
+
+    def __enter__(self) -> _Signals:
+        self._before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _end(self, number: int, frame: object) -> None:
+        self.received = True
+        if self.capture is None:
+            raise KeyboardInterrupt
+        self.capture.stop()
 
 
 def _leave(error: MaskferError) -> None:
@@ -299,5 +320,4 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
 
 def main() -> None:
     """Entry point of `maskfer-edge`."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     run_app(app, "maskfer-edge")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,6 +27,11 @@ def make_app(help_text: str) -> typer.Typer:
 
 def run_app(app: typer.Typer, name: str) -> None:
     """Run a command; a MaskferError becomes one line on stderr and exit status 1, without traceback."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # it was closed by whoever started this
+            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 (for as long as the process lives)
+    # a file's name may hold what the terminal's encoding has no character for
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     try:
         app(prog_name=name)
     except MaskferError as error:
@@ -33,6 +40,11 @@ def run_app(app: typer.Typer, name: str) -> None:
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: interrupted\n")
         sys.exit(130)
+    except SystemExit as end:
+        # typer makes of Ctrl-C an exit status that says nothing
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            sys.stderr.write(f"{name}: interrupted\n")
+        raise
     except OSError as error:  # a full disk, a lost mount: whatever no writer has named already
         what = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"{name}: {what}{error.strerror or error}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import glob
 import os
 import secrets
@@ -11,8 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from maskfer_edge.errors import InputError, OutputError
+
+# How many are kept of a file that is begun anew now and then.
+OLDER_FILES = 5
 
 
 def check_free(path: Path, overwrite: bool = False) -> None:
@@ -68,6 +73,25 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def _partial_name(path: Path, digits: str) -> str:
     return f".{path.stem}.{digits}.partial{path.suffix}"
+
+
+def older_names(path: str) -> list[str]:
+    """What a file that is begun anew now and then leaves behind: PATH.1, the newest, to PATH.5."""
+    return [f"{path}.{number}" for number in range(1, OLDER_FILES + 1)]
+
+
+def lock(file: IO[bytes], path: Path) -> None:
+    """Keep other runs off an open file until it is closed.
+
+    Raises:
+        OutputError: If another run has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OutputError(f"another run is writing {path}; name another output") from None
+    except OSError:  # file systems without locks
+        return
 
 
 def remove_left(path: Path, after_s: float) -> None:

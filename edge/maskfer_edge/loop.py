@@ -203,8 +203,8 @@ def results(
     failed, losses = True, 0
     try:
         for frame in capture:
-            if capture.losses != losses:
-                losses = capture.losses
+            if frame.losses != losses:
+                losses = frame.losses
                 pipeline.lose(frame.index)
             result = pipeline.process(frame, moving=camera.moving)
             meter.add(result, pipeline.stages_ms)

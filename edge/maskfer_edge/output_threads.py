@@ -80,10 +80,8 @@ class OutputThread:
         return self.dropped + self.output.dropped
 
     def end(self, failed: bool) -> None:
-        """Let it write what waits, unless something failed, and end the thread."""
+        """Let it write what waits, after a failure as far as it soon can, and end the thread."""
         with self._changed:
-            if failed:
-                self._waiting.clear()
             self._closing = True
             self._changed.notify_all()
         while self._wait and not failed and self._thread.is_alive() and not self._stopping():
@@ -165,12 +163,12 @@ class OutputSet:
         # what one of them could not write while it ended has failed for all
         first = next((thread.error for thread in self.threads if thread.error is not None), None)
         errors: list[Exception] = [] if first is None else [first]
-        closing: list[tuple[Output, Callable[[bool], None], Exception | None]]
-        closing = [(output, output.close, None) for output in self._here]
-        closing += [(thread.output, thread.close, thread.error) for thread in self.threads]
-        for output, close, error in closing:
-            # of a camera, what there is so far is worth as much whatever else has failed
-            survives = self._live and output.survives and error is None
+        closing: list[tuple[Output, Callable[[bool], None]]]
+        closing = [(output, output.close) for output in self._here]
+        closing += [(thread.output, thread.close) for thread in self.threads]
+        for output, close in closing:
+            # of a camera, what there is so far is worth as much whatever has failed
+            survives = self._live and output.survives
             try:
                 close((failed or first is not None) and not survives)
             except Exception as error:  # noqa: BLE001 (the first is raised below)

@@ -17,7 +17,7 @@ from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import LABELS, UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import OutputError
-from maskfer_edge.files import check_free, remove_left, whole_file
+from maskfer_edge.files import check_free, lock, older_names, remove_left, whole_file
 from maskfer_edge.results import FrameResult
 
 LEAST_FREE_BYTES = 4_000_000
@@ -37,7 +37,7 @@ class Output(ABC):
         wants_picture: Whether the annotated picture is needed.
         keeps_all: Whether of a file no frame may be missing, so that the loop waits for it.
         main_thread: Whether it must be called by the main thread.
-        survives: Whether what it has of a camera is kept when something else fails.
+        survives: Whether what it has of a camera is kept when something fails, it or another.
         dropped: Frames that it took and could not pass on.
     """
 
@@ -80,38 +80,41 @@ class FakeOutput(Output):
 
 
 class LineFile(Output):
-    """Text into a file or to stdout, whole lines or none; others can read them at once."""
+    """Text into a file or to stdout, whole lines or none; others can read them at once.
+
+    What is there already is changed by the first line, or by a good end without one: a run that fails before leaves all
+    as it was.
+    """
 
     keeps_all = True
     header = ""
 
-    def __init__(
-        self, path: str, overwrite: bool = False, *, append: bool = False, rotate_bytes: float = 0, keep: int = 5
-    ) -> None:
+    def __init__(self, path: str, overwrite: bool = False, *, append: bool = False, rotate_bytes: float = 0) -> None:
         """Open the file, or stdout for ``-``.
 
         Args:
             path: Where to.
-            overwrite: Whether an existing file is replaced.
+            overwrite: Whether existing files are replaced.
             append: Whether an existing file is gone on with; what a crash left of its last line is taken off.
-            rotate_bytes: Size from which a new file is begun; the old ones become PATH.1, PATH.2, ...; 0: never.
-            keep: How many old ones are kept.
+            rotate_bytes: Size from which a new file is begun; five old ones become PATH.1, PATH.2, ...; 0: never.
 
         Raises:
-            OutputError: If the file is there already, or cannot be written.
+            OutputError: If a file is there already, another run is writing it, or it cannot be written.
         """
         self.name = "stdout" if path == "-" else path
-        self._rotate_bytes, self._keep = rotate_bytes, keep
-        self._empty = True
-        self._file: IO[bytes]
-        if path == "-":
-            self._file = sys.stdout.buffer
-            self._write_all(self.header.encode())
+        self._path = None if path == "-" else Path(path)
+        self._append, self._rotate_bytes = append, rotate_bytes
+        self._new = self._begun = False
+        self._file: IO[bytes] = sys.stdout.buffer
+        self._regular = self._path is not None and not self._path.is_char_device()  # such as /dev/full, a serial line
+        if self._path is None:
             return
-        if not Path(path).is_char_device():  # such as /dev/full or a serial line
-            check_free(Path(path), overwrite or append)
+        if self._regular:
+            for file in [path, *older_names(path)] if rotate_bytes else [path]:
+                check_free(Path(file), overwrite or append)
+            self._new = not self._path.exists()
         try:
-            self._file = self._open(append)
+            self._file = self._open(os.O_RDWR if append and self._regular else os.O_WRONLY)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
@@ -124,61 +127,69 @@ class LineFile(Output):
         text = self.lines(result).encode()
         if text:
             self._write_all(text)
-            self._empty = False
         return True
 
     def close(self, failed: bool = False) -> None:
-        """Close the file; the lines so far are whole. After a failure before the first line remove it."""
-        if self.name == "stdout":
-            return
-        self._file.close()
-        if failed and self._empty and Path(self.name).is_file():
-            Path(self.name).unlink()
-
-    def _open(self, append: bool) -> IO[bytes]:
-        path = Path(self.name)
-        if append and path.is_file() and path.stat().st_size:
-            self._empty = False
-            file = path.open("rb+", buffering=0)
-            file.seek(_end_of_last_line(file))
-            if not file.truncate():
-                file.write(self.header.encode())
-            return file
-        file = path.open("wb", buffering=0)
+        """Close the file; the lines so far are whole. After a failure before the first line, leave all as it was."""
         try:
-            if self.header:
-                file.write(self.header.encode())
-        except OSError:
-            file.close()
-            raise
+            if not failed and not self._begun:
+                self._write_all(b"")
+        finally:
+            if self._path is not None:
+                self._file.close()
+                if self._new and not self._begun:
+                    self._path.unlink(missing_ok=True)
+
+    def _open(self, flags: int) -> IO[bytes]:
+        assert self._path is not None
+        file = os.fdopen(os.open(self._path, flags | os.O_CREAT, 0o666), "rb+" if flags & os.O_RDWR else "wb", 0)
+        if self._regular:
+            try:
+                lock(file, self._path)
+            except OutputError:
+                file.close()
+                raise
         return file
 
     def _write_all(self, text: bytes) -> None:
-        seekable = self.name != "stdout" and self._file.seekable()
-        start = self._file.tell() if seekable else 0
+        start = 0
         try:
-            if seekable and self._rotate_bytes and start and start + len(text) > self._rotate_bytes:
-                self._rotate()
+            if not self._begun:
+                text = self._beginning() + text
+            if self._regular:
                 start = self._file.tell()
+                if self._rotate_bytes and start and start + len(text) > self._rotate_bytes:
+                    self._rotate()
+                    start, text = 0, self.header.encode() + text
             written = self._file.write(text)
             self._file.flush()
             if written is not None and written < len(text):
                 raise OSError(28, "No space left on device")
+            self._begun = True
         except BrokenPipeError:
             raise
         except OSError as error:
-            if seekable and not self._file.closed:  # as it is where a rotation failed
+            if self._regular and not self._file.closed:  # as it is where a rotation failed
                 with suppress(OSError):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
 
+    def _beginning(self) -> bytes:
+        """What comes before the first line, once the file has nothing more than what is gone on with."""
+        if self._regular:
+            if self._append:
+                self._file.seek(_end_of_last_line(self._file))
+            if self._file.truncate():
+                return b""
+        return self.header.encode()
+
     def _rotate(self) -> None:
         self._file.close()
-        names = [Path(self.name), *(Path(f"{self.name}.{number}") for number in range(1, self._keep + 1))]
+        names = [Path(name) for name in (self.name, *older_names(self.name))]
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 newer.replace(older)
-        self._file = self._open(append=False)
+        self._file = self._open(os.O_WRONLY | os.O_TRUNC)
 
 
 def _end_of_last_line(file: IO[bytes]) -> int:

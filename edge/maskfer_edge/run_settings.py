@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
 from maskfer_edge.errors import InputError
+from maskfer_edge.files import older_names
 from maskfer_edge.settings_file import check_types
 
+# A runtime makes as many as it is told, and hangs on hundreds of thousands.
+MOST_THREADS = 64
 # Frames to a detection, unless told.
 LOOKS_EVERY = 3
 
@@ -65,17 +69,39 @@ class RunSettings:
         check_types(self)
         for name in ("fps", "budget_ms", "rotate_mb", "max_frames"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must not be negative; received {getattr(self, name)}")
+                raise InputError(f"{name} must be a number that is not negative; received {getattr(self, name)}")
         for name, least in (("threads", 1), ("detect_every", 0), ("search_side", 64), ("retries", -1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
+        if self.threads > MOST_THREADS:
+            raise InputError(f"threads must be at most {MOST_THREADS}; received {self.threads}")
+        if not self.source:
+            raise InputError("source is empty; name one, or leave it out for the camera that is there")
+        for name, value in vars(self).items():
+            # neither is a name that OpenCV takes, and the second no name at all
+            if isinstance(value, str) and (value != value.encode(errors="replace").decode() or "\0" in value):
+                raise InputError(f"{name} is not UTF-8, or holds a character of no text: {value!a}; rename it")
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
-        files = [(name, value) for name in ("jsonl", "csv", "record") if (value := getattr(self, name))]
+        files = self.written()
         for (name, value), (other, same) in combinations(files, 2):
-            if os.path.realpath(value) == os.path.realpath(same):
+            if name != other and os.path.realpath(value) == os.path.realpath(same):
                 raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
+        self.check_kept({name: getattr(self, name) for name in ("source", "model", "detector_model")})
         _ = self.size_wh
+
+    def written(self) -> list[tuple[str, str]]:
+        """The files that the run writes, each with its setting's name."""
+        files = [(name, path) for name in ("jsonl", "csv", "record") if (path := getattr(self, name))]
+        rotated = [(name, path) for name, path in files if self.rotate_mb and name != "record"]
+        return files + [(name, older) for name, path in rotated for older in older_names(path)]
+
+    def check_kept(self, read: Mapping[str, str]) -> None:
+        """Refuse a run that would write what it reads: files by what they are for. Raises InputError."""
+        for name, path in self.written():
+            for what, other in read.items():
+                if other and os.path.realpath(path) == os.path.realpath(other):
+                    raise InputError(f"{name} would replace the {what.replace('_', ' ')} {other}; name another file")
 
     @property
     def looks_every(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,6 @@ from maskfer_edge.model_store import ModelStore, Stored
 from maskfer_edge.model_watch import Leave, TrialWatch, WatchedCapture, start
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
-from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_edge.results import FrameResult
 from maskfer_edge.run_settings import RunSettings, address
 from maskfer_edge.sources import CameraOptions, open_camera
@@ -39,12 +38,13 @@ from maskfer_edge.systemd import Notifier
 from maskfer_edge.tracker import Tracker
 
 Tell = Callable[[str], None]
+Quiet = Callable[[], AbstractContextManager[None]]
 BROWSER_SOURCE = "browser"
 DEFAULT_BROWSER = "8090"
 # Detections after which a face before a camera is believed.
 CONFIRM = 2
 # Ends of a run that no model is to blame for.
-INNOCENT = (GeneratorExit, CameraError, OutputError)
+INNOCENT = (GeneratorExit, KeyboardInterrupt, CameraError, OutputError)
 
 
 @dataclass
@@ -76,20 +76,26 @@ class Run:
 
 
 @contextmanager
-def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave = lambda error: None) -> Iterator[Run]:
+def opened(
+    settings: RunSettings,
+    tell: Tell = lambda text: None,
+    leave: Leave = lambda error: None,
+    quiet: Quiet = nullcontext,
+) -> Iterator[Run]:
     """Open all that a run needs; it is closed again on leaving.
 
     Args:
         settings: Of the run.
         tell: Takes lines for people: what was picked, lost, found again.
         leave: Ends the process when an installed model on trial hangs the loop; see `model_watch.TrialWatch`.
+        quiet: What native libraries are opened in, such as `quiet.quiet_native_libraries` for a command.
 
     Raises:
         MaskferError: If anything cannot be opened; nothing is left behind then.
     """
     with ExitStack() as stack:
         settings, watch = _with_installed(settings, tell, leave)
-        with quiet_native_libraries():
+        with quiet():
             pipeline = open_pipeline(settings)
         stack.callback(pipeline.close)
         watch.models_opened()
@@ -105,7 +111,7 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
         if settings.source == "auto":
             settings = replace(settings, source=pick_source())
             tell(f"source: {settings.source}")
-        camera, reopen = _open_camera(settings, server)
+        camera, reopen = _open_camera(settings, server, quiet)
         retries = None if settings.retries < 0 else settings.retries
         # which closes the camera
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
@@ -126,7 +132,9 @@ def opened(settings: RunSettings, tell: Tell = lambda text: None, leave: Leave =
             outputs.append(make())
         if settings.metrics:
             host, port = address(settings.metrics, "metrics")
-            stack.enter_context(MetricsServer(meter.snapshot, port, host))
+            serving = stack.enter_context(MetricsServer(meter.snapshot, port, host))
+            if port == 0:
+                tell(f"metrics: port {serving.port}")
         used = list(outputs)
         outputs.clear()
         notifier = Notifier()
@@ -178,18 +186,16 @@ def _with_installed(settings: RunSettings, tell: Tell, leave: Leave) -> tuple[Ru
     return _with_models(settings, chosen), watch
 
 
-def _open_camera(settings: RunSettings, server: BrowserServer | None) -> tuple[Camera, Callable[[], Camera] | None]:
+def _open_camera(
+    settings: RunSettings, server: BrowserServer | None, quiet: Quiet
+) -> tuple[Camera, Callable[[], Camera] | None]:
     """The camera, and how it is opened again."""
     if settings.source == BROWSER_SOURCE:
         assert server is not None
         return BrowserCamera(server), None
     options = CameraOptions(settings.size_wh, settings.fps, settings.realtime, settings.loop)
-
-    def reopen() -> Camera:
-        with quiet_native_libraries():
-            return open_camera(settings.source, options)
-
-    camera = reopen()
+    with quiet():
+        camera = open_camera(settings.source, options)
     # once other threads run, the process's stderr is no longer to be redirected
     return camera, partial(open_camera, settings.source, options) if camera.endless else None
 

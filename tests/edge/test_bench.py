@@ -43,7 +43,7 @@ def test_without_a_rival_there_is_no_comparison(monkeypatch):
 
 def test_a_camera_cannot_be_measured(monkeypatch):
     class Live:
-        live = True
+        file = False
 
         def __enter__(self):
             return self
@@ -54,6 +54,20 @@ def test_a_camera_cannot_be_measured(monkeypatch):
     monkeypatch.setattr(module, "open_camera", lambda source: Live())
     with pytest.raises(InputError, match="usb:0 is a camera"):
         bench(RunSettings(source="usb:0"))
+
+
+@pytest.mark.parametrize(("most_bytes", "max_frames", "count"), [(1e9, 0, 6), (1e6, 0, 2), (1e9, 4, 4)])
+def test_no_more_frames_are_held_than_asked_for_or_fit(monkeypatch, most_bytes, max_frames, count):
+    monkeypatch.setattr(module, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
+    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+    assert bench(RunSettings(source="demo", max_frames=max_frames)).frames[0] == count
+
+
+def test_the_process_that_is_measured_runs_no_code_of_the_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "typer.py").write_text("raise SystemExit('of the folder')")
+    assert module.start_to_first_result(RunSettings(source="demo", headless=True))[0] > 0
 
 
 def test_the_naive_loop_searches_every_whole_frame(monkeypatch):

@@ -386,6 +386,21 @@ def test_a_second_sending_page_is_refused(site):
     assert site.camera.read() is not None
 
 
+def test_the_next_page_is_told_from_the_one_before_and_begins_with_its_own_picture(site):
+    frames = []
+    for value in (50, 200):
+        link = site.socket("/camera")
+        wait_for(lambda: site.camera._page)
+        assert site.camera._newest is None
+        link.send(jpeg(np.full((48, 64, 3), value, np.uint8)))
+        frames.append(site.camera.read())
+        link.send(jpeg(np.full((48, 64, 3), value, np.uint8)))
+        wait_for(lambda: site.camera._newest is not None)  # which nobody reads
+        link.close()
+        wait_for(lambda: site.camera._page is None)
+    assert [(int(frame.image.mean()), frame.losses) for frame in frames] == [(50, 1), (200, 2)]
+
+
 def test_closing_the_camera_ends_a_read_that_waits(site):
     frames = []
     reader = threading.Thread(target=lambda: frames.append(site.camera.read()), daemon=True)

@@ -1,5 +1,7 @@
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge import bench, camera_list, doctor
+from maskfer_edge import bench, camera_list, doctor, running
 from maskfer_edge.classifier import default_model
 from maskfer_edge.cli import app, main
 from maskfer_edge.contract import LABELS
@@ -160,9 +162,10 @@ def test_a_damaged_video_says_nothing_beyond_the_summary(tmp_path):
     assert done.stderr.startswith(str(path)) and done.stderr.count("\n") == 2, done.stderr
 
 
-def test_a_source_without_a_face_ends_with_status_1(edge, black):
-    status, _, err = edge("run", "--source", black, "--headless")
-    assert status == 1 and "no face found in 1 frames" in err
+@pytest.mark.parametrize(("options", "expected"), [((), 1), (("--realtime",), 1), (("--loop", "--max-frames", 3), 0)])
+def test_a_source_that_ends_without_a_face_ends_with_status_1(edge, black, options, expected):
+    status, _, err = edge("run", "--source", black, "--headless", *options)
+    assert (status, "no face found in 1 frames" in err) == (expected, bool(expected))
 
 
 def test_predict_prints_a_line_a_face(edge, portrait):
@@ -180,6 +183,33 @@ def test_predict_without_a_face_ends_with_status_1(edge, black):
 def test_predict_goes_on_after_a_picture_without_a_face(edge, black, portrait):
     status, out, _ = edge("predict", black, portrait, "--detector", "haar")
     assert (status, out.count("\n")) == (0, 1)
+
+
+@pytest.mark.parametrize("json_", [False, True])
+def test_predict_goes_on_after_a_picture_that_cannot_be_read(edge, portrait, json_):
+    status, out, err = edge("predict", "none.png", portrait, "--detector", "haar", *["--json"] * json_)
+    assert status == 1 and str(portrait) in out
+    assert err.count("\n") == 1 and err.startswith("maskfer-edge: none.png cannot be read")
+
+
+@pytest.mark.parametrize("options", [("--detector", "haar"), ("--detector-model", "x.tflite")])
+def test_predict_looks_for_nothing_in_a_crop(edge, black, options):
+    assert_one_line(edge("predict", "--crop", black, *options), "leave out --detector and --detector-model")
+
+
+def test_a_name_that_the_terminal_cannot_show_is_shown_all_the_same(tmp_path, portrait):
+    path = tmp_path / "caf\udce9.png"
+    path.symlink_to(portrait)
+    command, environment = [*COMMAND, "predict", str(path)], {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(os.fsencode(tmp_path) + b"/caf\\udce9.png  ")
+
+
+def test_closed_streams_are_no_matter(tmp_path):
+    command = shlex.join([*COMMAND, *RUN_DEMO, "--max-frames", "2", "--jsonl", str(tmp_path / "a.jsonl")])
+    assert subprocess.run(f"exec {command} >&- 2>&-", shell=True, timeout=60, check=False).returncode == 0
+    assert len(json_lines((tmp_path / "a.jsonl").read_text())) == 2
 
 
 def test_predict_crop_takes_the_whole_picture_as_a_face(edge, black):
@@ -216,6 +246,47 @@ def test_a_signal_ends_a_run_in_order(tmp_path, portrait, number):
         err = process.stderr.read()
     assert (status, lines.read_bytes()[-1:]) == (130, b"\n"), err
     assert len(json_lines(lines.read_text())) > 0 and "stopped before the end" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_opens_leaves_nothing(edge, tmp_path, monkeypatch, number):
+    def killed(*_, **__):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    monkeypatch.setattr(running, "MqttOutput", killed)
+    before = signal.getsignal(number)
+    answer = edge(*RUN_DEMO, "--jsonl", tmp_path / "a.jsonl", "--record", tmp_path / "a.mp4", "--mqtt", "mqtt://broker")
+    assert answer == (130, "", "maskfer-edge: interrupted\n")
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+
+
+def test_a_mistake_in_a_later_output_costs_no_older_results(edge, tmp_path):
+    for name in ("a.jsonl", "a.csv"):
+        (tmp_path / name).write_text("old")
+    files = ("--jsonl", tmp_path / "a.jsonl", "--csv", tmp_path / "a.csv", "--overwrite")
+    assert_one_line(edge(*RUN_DEMO, *files, "--record", "a.mov"), "must end in .mp4 or .avi")
+    assert [(tmp_path / name).read_text() for name in ("a.jsonl", "a.csv")] == ["old"] * 2
+
+
+def test_the_settings_file_is_not_replaced(edge, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('source = "demo"\n')
+    assert_one_line(edge("run", "--config", path, "--jsonl", path, "--overwrite"), "jsonl would replace the settings")
+    assert path.read_text() == 'source = "demo"\n'
+
+
+def test_a_damaged_picture_of_a_folder_leaves_the_same_results_everywhere(edge, tmp_path, portrait):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index in range(5):
+        (pictures / f"{index}.png").symlink_to(portrait)
+    (pictures / "5.png").write_bytes(b"damaged")
+    files = ("--jsonl", tmp_path / "a.jsonl", "--csv", tmp_path / "a.csv")
+    assert_one_line(edge("run", "--source", pictures, "--headless", *files), "5.png is not a picture")
+    in_json = [line["frame"] for line in json_lines((tmp_path / "a.jsonl").read_text())]
+    in_csv = [int(line.split(",")[1]) for line in (tmp_path / "a.csv").read_text().splitlines()[1:]]
+    assert in_json == in_csv == list(range(5))
 
 
 def test_a_signal_leaves_a_whole_recording(tmp_path):

@@ -143,13 +143,23 @@ def test_a_slow_output_ends_in_order_without_what_waits_for_it(monkeypatch):
     assert len(slow.results) + taking.threads[0].dropped == module.WAITING
 
 
-def test_after_a_failure_nothing_more_is_written():
+def test_after_a_failure_what_waits_is_still_written():
     held = HeldOutput()
     taking = feed([held], 5)
     held.started.wait(5)
     threading.Timer(0.05, held.go_on.set).start()
     taking.finish(failed=True)
-    assert (len(held.results), held.closed) == (1, "failed")
+    assert (len(held.results), held.closed) == (5, "failed")
+
+
+def test_after_a_failure_a_slow_output_is_not_waited_for_long(monkeypatch):
+    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    held = HeldOutput()
+    taking = feed([held], 5)
+    held.started.wait(5)
+    threading.Timer(0.15, held.go_on.set).start()
+    taking.finish(failed=True)
+    assert (len(held.results), taking.threads[0].dropped, held.closed) == (1, 4, "failed")
 
 
 @pytest.mark.parametrize(("live", "ends"), [(True, ["well", "failed"]), (False, ["failed", "failed"])])
@@ -161,7 +171,8 @@ def test_of_a_camera_a_recording_outlives_the_failure_of_another(live, ends):
     assert [recording.closed, other.closed] == ends
 
 
-def test_a_recording_that_failed_itself_does_not_survive():
+@pytest.mark.parametrize(("live", "end"), [(True, "well"), (False, "failed")])
+def test_of_a_camera_a_recording_outlives_its_own_failure(live, end):
     class Failing(FakeOutput):
         survives = True
 
@@ -169,7 +180,7 @@ def test_a_recording_that_failed_itself_does_not_survive():
             raise OutputError("the disk is full")
 
     failing = Failing()
-    taking = feed([failing], 1)
-    with pytest.raises(OutputError):
+    taking = feed([failing], 1, live=live)
+    with pytest.raises(OutputError, match="the disk is full"):
         taking.finish(failed=False)
-    assert failing.closed == "failed"
+    assert failing.closed == end

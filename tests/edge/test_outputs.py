@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import cv2
@@ -129,6 +130,33 @@ def test_overwrite_starts_the_json_file_anew(tmp_path):
     assert (tmp_path / "a.jsonl").read_bytes() == b""
 
 
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"append": True}])
+@pytest.mark.parametrize("kind", [JsonLines, CsvFile])
+def test_a_failure_before_the_first_line_leaves_what_was_there(tmp_path, kind, options):
+    (tmp_path / "a.txt").write_text("old")
+    kind(str(tmp_path / "a.txt"), **options).close(failed=True)
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_file_that_another_run_writes_is_refused_and_kept(tmp_path):
+    first = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000)
+    feed(first, range(9))  # which has begun a new file by then
+    for options in ({"overwrite": True}, {"append": True}):
+        with pytest.raises(OutputError, match=r"another run is writing .*a\.jsonl; name another output"):
+            JsonLines(str(tmp_path / "a.jsonl"), **options)
+    first.close()
+    assert json.loads((tmp_path / "a.jsonl").read_text().splitlines()[-1])["frame"] == 8
+    JsonLines(str(tmp_path / "a.jsonl"), append=True).close()
+
+
+def test_a_file_is_not_taken_for_stdout_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = JsonLines("stdout", rotate_bytes=1000)
+    feed(output, range(9))
+    output.close()
+    assert {"stdout", "stdout.1"} < {*names(tmp_path)}
+
+
 def test_a_failure_before_the_first_line_leaves_no_json_file(tmp_path):
     JsonLines(str(tmp_path / "a.jsonl")).close(failed=True)
     assert names(tmp_path) == []
@@ -212,8 +240,8 @@ def test_a_recording_stops_before_the_disk_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(OutputError, match="the disk is full"):
         feed(output, [i / 10 for i in range(100)])
-    output.close(failed=True)
-    assert names(tmp_path) == []
+    output.close()  # as of a camera
+    assert 0 < len(read_back(tmp_path / "a.avi")) <= 100
 
 
 def test_another_suffix_is_refused(tmp_path):
@@ -346,18 +374,26 @@ def test_a_header_that_a_crash_cut_off_is_written_anew(tmp_path):
 
 
 def test_a_file_that_grows_too_large_is_rotated(tmp_path):
-    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000, keep=2)
-    feed(output, range(20))
+    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000)
+    feed(output, range(40))
     output.close()
-    assert names(tmp_path) == ["a.jsonl", "a.jsonl.1", "a.jsonl.2"]
-    assert all((tmp_path / name).stat().st_size <= 1000 for name in names(tmp_path))
-    frames = [json.loads(line)["frame"] for name in ("a.jsonl.2", "a.jsonl.1", "a.jsonl")
+    written = ["a.jsonl", *(f"a.jsonl.{number}" for number in range(1, 6))]
+    assert names(tmp_path) == written
+    assert all((tmp_path / name).stat().st_size <= 1000 for name in written)
+    frames = [json.loads(line)["frame"] for name in written[::-1]
               for line in (tmp_path / name).read_text().splitlines()]  # fmt: skip
-    assert frames == list(range(frames[0], 20))
+    assert frames == list(range(frames[0], 40))
+
+
+@pytest.mark.parametrize(("options", "refused"), [({}, True), ({"append": True}, False), ({"overwrite": True}, False)])
+def test_what_a_rotation_would_replace_is_refused_unless_told(tmp_path, options, refused):
+    (tmp_path / "a.jsonl.3").write_text("precious")
+    with pytest.raises(OutputError, match=r"a\.jsonl\.3 is already there") if refused else nullcontext():
+        JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000, **options).close()
 
 
 def test_a_rotation_that_fails_is_an_output_error(tmp_path):
-    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000, keep=2)
+    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000)
     (tmp_path / "a.jsonl.1").mkdir()
     (tmp_path / "a.jsonl.2").write_text("a file where a folder would go")
     with pytest.raises(OutputError, match=r"a\.jsonl cannot be written"):
@@ -385,5 +421,6 @@ def test_csv_writes_a_line_a_face(tmp_path):
 
 
 def test_a_csv_on_a_full_disk_is_an_output_error():
+    output = CsvFile("/dev/full")
     with pytest.raises(OutputError, match="/dev/full cannot be written"):
-        CsvFile("/dev/full")
+        output.close()

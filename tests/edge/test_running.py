@@ -1,5 +1,7 @@
 import json
+import os
 import sys
+import threading
 import urllib.request
 from dataclasses import replace
 
@@ -194,6 +196,17 @@ def test_the_board_s_warnings_slow_the_detector(monkeypatch):
 def test_stream_gives_results_to_programs():
     results = maskfer_edge.stream("demo", max_frames=2)
     assert all(isinstance(result, FrameResult) for result in results)
+
+
+def test_stream_leaves_the_program_s_stderr_alone():
+    before = os.fstat(2)
+    found = [maskfer_edge.stream("demo", max_frames=2) for _ in range(4)]
+    threads = [threading.Thread(target=list, args=(results,)) for results in found]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert os.path.samestat(os.fstat(2), before)
 
 
 def test_stream_names_an_unknown_setting():

@@ -71,7 +71,7 @@ def test_a_video_gives_colour_pictures(demo_frames):
 
 def test_files_are_not_live():
     with open_camera("demo") as camera:
-        assert (camera.live, camera.fps) == (False, 15.0)
+        assert (camera.live, camera.file, camera.fps) == (False, True, 15.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"no video " * 50], ids=["empty", "foreign"])
@@ -115,6 +115,24 @@ def test_a_video_without_a_readable_frame_is_refused(video_capture, tmp_path):
         camera.read()
 
 
+@pytest.mark.parametrize(
+    ("said_ms", "times"),
+    [
+        ([500, 600, 1100, 1150], [0, 0.1, 0.6, 0.65]),
+        ([0, 0, 0, 0], [0, 0.1, 0.2, 0.3]),
+        ([0, 100, 90, 250], [0, 0.1, 0.2, 0.25]),
+    ],
+    ids=["said by the file", "not said", "going back"],
+)
+def test_a_frame_has_the_time_that_the_video_says(monkeypatch, tmp_path, said_ms, times, video_capture):
+    (tmp_path / "a.mkv").write_bytes(b"x")
+    said = iter(said_ms)
+    monkeypatch.setattr(video_capture, "get", lambda _, key: next(said) if key == cv2.CAP_PROP_POS_MSEC else 10.0)
+    camera = open_camera(str(tmp_path / "a.mkv"))
+    camera._capture.left = len(times)
+    assert [frame.time for frame in frames_of(camera)] == pytest.approx(times)
+
+
 @pytest.mark.parametrize("said", [0.0, float("nan"), float("inf"), -1.0, 90000.0])
 def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, said, video_capture):
     (tmp_path / "a.avi").write_bytes(b"x")
@@ -144,7 +162,7 @@ def test_an_address_is_a_stream(video_capture, source):
 def test_a_file_in_its_own_time_is_live_but_ends(tmp_path):
     write_pictures(tmp_path, "a.png", "b.png")
     with open_camera(str(tmp_path), CameraOptions(realtime=True)) as camera:
-        assert (camera.live, camera.endless, camera.moving) == (True, False, False)
+        assert (camera.live, camera.file, camera.endless, camera.moving) == (True, True, False, False)
         frames = frames_of(camera)
     assert len(frames) == 2
     assert frames[1].arrived - frames[0].arrived == pytest.approx(0.5, abs=0.1)

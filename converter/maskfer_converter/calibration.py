@@ -45,7 +45,10 @@ def calibration_pictures(dataset: Path, per_class: int, seed: int) -> Calibratio
     for label, folder in zip(LABELS, CLASS_FOLDERS, strict=True):
         of_class = [record for record in records if record["class"] == folder]
         if len(of_class) < per_class:
-            raise InputError(f"{dataset} has {len(of_class)} training pictures of {label}; {per_class} are needed")
+            raise InputError(
+                f"{dataset} has {len(of_class)} training pictures of {label}; {per_class} are needed: "
+                "build a larger data set, or give a smaller --per-class"
+            )
         chosen += [of_class[i] for i in random.permutation(len(of_class))[:per_class]]
     faces = np.empty((len(chosen), INPUT_SIZE, INPUT_SIZE), dtype=np.uint8)
     in_class = np.arange(len(chosen)) % per_class

@@ -168,7 +168,7 @@ def _print_benchmark(found: Benchmark) -> None:
 
 @app.command("verify")
 def verify_command(
-    model: Annotated[Path, typer.Argument(help=".tflite of converter quantize.")],
+    model: Annotated[Path, typer.Argument(help=".tflite of converter quantize that tells expressions apart.")],
     pictures: Annotated[Path, typer.Argument(help="Data set made by trainer build-dataset.")],
     max_drop: MaxDrop = 0.5,
     min_agreement: MinAgreement = 97.0,

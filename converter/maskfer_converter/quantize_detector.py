@@ -212,7 +212,10 @@ def _read_scenes(
         raise InputError(f"{scenes} holds no readable scenes; make them with: trainer build-scenes") from None
     names = sorted({f"scenes/{path.name}" for path in (scenes / "scenes").glob("*.jpg")} - set(held_out))
     if len(names) < pictures or not held_out:
-        raise InputError(f"{scenes} has {len(names)} training scenes; {pictures} are needed")
+        raise InputError(
+            f"{scenes} has {len(names)} training scenes; {pictures} are needed, seven times --per-class: "
+            "build more scenes, or give a smaller one"
+        )
     boxes: dict[str, list[tuple[bool, Box]]] = {name: [] for name in held_out}
     for name, label, box in rows:
         if name in boxes:

@@ -10,6 +10,7 @@ It stands in the edge package because trainer and converter both read it and may
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,24 @@ def dataset_info(dataset: Path) -> dict[str, Any]:
     return info
 
 
-def manifest(dataset: Path) -> list[dict[str, Any]]:
-    """The records of ``manifest.jsonl``, one a masked face, in the manifest's order.
+def manifest(dataset: Path) -> Iterator[dict[str, Any]]:
+    """The records of ``manifest.jsonl``, one a masked face, in the manifest's order, one after the other.
+
+    All of them together, of a whole FER2013, would take gigabytes.
 
     Raises:
         InputError: If it is missing or a line of it is damaged.
     """
     path = dataset / "manifest.jsonl"
     try:
-        return [json.loads(line) for line in read_bytes(path).splitlines()]
+        with path.open("rb") as file:
+            for line in file:
+                record = json.loads(line)
+                if not (isinstance(record, dict) and {"split", "class", "stem"} <= record.keys()):
+                    raise ValueError
+                yield record
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged; build the data set again") from None
 
@@ -90,13 +100,16 @@ def record_name(record: dict[str, Any]) -> str:
 def split_records(dataset: Path, split: str) -> list[dict[str, Any]]:
     """The manifest's records of one split (train or test), by class in the order of the labels, then by stem.
 
+    Landmarks and outlines, which are the most of a record, are left out.
+
     Raises:
         InputError: If a class has none, or the data set is of an earlier version.
     """
-    everything = manifest(dataset)
-    if not all(isinstance(record, dict) and {"split", "class", "stem"} <= record.keys() for record in everything):
-        raise InputError(f"{dataset / 'manifest.jsonl'} is damaged; build the data set again")
-    records = [record for record in everything if record["split"] == split]
+    records = [
+        {key: value for key, value in record.items() if key not in ("landmarks", "polygon")}
+        for record in manifest(dataset)
+        if record["split"] == split
+    ]
     if any("box" not in record for record in records):
         raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
     present = {record["class"] for record in records}

@@ -37,6 +37,19 @@ def check_free(path: Path, overwrite: bool = False) -> None:
         raise OutputError(f"{folder} cannot be written to; name another output")
 
 
+def check_makeable(folder: Path) -> None:
+    """Refuse early, before long work, a folder that could not be made at the end.
+
+    Raises:
+        OutputError: If what is there of its path is no folder, or cannot be written to.
+    """
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not there.is_dir():
+        raise OutputError(f"{folder} cannot be made: {there} is no folder; name another")
+    if not os.access(there, os.W_OK):
+        raise OutputError(f"{folder} cannot be made: {there} cannot be written to; name another")
+
+
 @contextmanager
 def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary name beside `path` that becomes `path` if the block succeeds.

@@ -94,17 +94,17 @@ def test_dataset_info_refuses_a_missing_or_damaged_json(tmp_path, content):
 
 
 def test_manifest_keeps_the_order(tmp_path):
-    records = [{"picture": name} for name in "cab"]
+    records = [{"split": "test", "class": "sad", "stem": name} for name in "cab"]
     write_manifest(tmp_path, records)
-    assert manifest(tmp_path) == records
+    assert list(manifest(tmp_path)) == records
 
 
-@pytest.mark.parametrize("content", [None, '{"a": 1}\n{"b"'])
+@pytest.mark.parametrize("content", [None, '{"a": 1}\n{"b"', "5"])
 def test_manifest_refuses_a_missing_or_damaged_file(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.jsonl").write_text(content)
     with pytest.raises(InputError, match=r"manifest\.jsonl"):
-        manifest(tmp_path)
+        list(manifest(tmp_path))
 
 
 @pytest.mark.parametrize("line", ["{}", "[]", "[" * 100_000])
@@ -137,7 +137,7 @@ def test_both_parts_have_the_same_names(tmp_path):
 
 
 def test_read_part_repeats_the_bare_picture_of_several_masked_ones(tmp_path):
-    records = manifest(small_dataset(tmp_path, 1))
+    records = list(manifest(small_dataset(tmp_path, 1)))
     write_manifest(tmp_path, [*({**record, "stem": "0~1"} for record in records), *records])
     bare = read_part(tmp_path, "bare", "train")
     assert bare.names[:3] == ("angry/0", "angry/0~1", "disgust/0")
@@ -146,33 +146,33 @@ def test_read_part_repeats_the_bare_picture_of_several_masked_ones(tmp_path):
 
 @pytest.mark.parametrize("box", [[30, 10, 40, 40], [-20, -20, 40, 40], [60, 60, 80, 80]])
 def test_read_part_gives_the_crops_of_the_boxes(tmp_path, box):
-    records = manifest(small_dataset(tmp_path, 1, box=box))
+    records = list(manifest(small_dataset(tmp_path, 1, box=box)))
     picture = np.random.default_rng(0).integers(0, 256, (90, 100, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / records[0]["picture"]), picture)
     np.testing.assert_array_equal(read_part(tmp_path, "masked", "train").images[0], preprocess(picture, box))
 
 
 def test_read_part_passes_over_the_other_split(tmp_path):
-    records = manifest(small_dataset(tmp_path))
+    records = list(manifest(small_dataset(tmp_path)))
     write_manifest(tmp_path, [*records, {**records[0], "split": "test", "stem": "other"}])
     assert "angry/other" not in read_part(tmp_path, "masked", "train").names
 
 
 def test_read_part_goes_by_the_manifest_not_the_folder(tmp_path):
-    records = manifest(small_dataset(tmp_path))
+    records = list(manifest(small_dataset(tmp_path)))
     cv2.imwrite(str(tmp_path / "masked/train/angry/added.png"), np.zeros((48, 48), np.uint8))
     assert len(read_part(tmp_path, "masked", "train")) == len(records)
 
 
 def test_read_part_refuses_bare_pictures_that_were_not_kept(tmp_path):
-    write_manifest(tmp_path, without(manifest(small_dataset(tmp_path)), "bare"))
+    write_manifest(tmp_path, without(list(manifest(small_dataset(tmp_path))), "bare"))
     assert len(read_part(tmp_path, "masked", "train")) == 14
     with pytest.raises(InputError, match=r"holds no bare pictures; .*--keep-bare"):
         read_part(tmp_path, "bare", "train")
 
 
 def test_read_part_refuses_a_class_without_pictures(tmp_path):
-    records = manifest(small_dataset(tmp_path, 1))
+    records = list(manifest(small_dataset(tmp_path, 1)))
     write_manifest(tmp_path, [record for record in records if record["class"] != "fear"])
     with pytest.raises(InputError, match=r"no train pictures of fear; all seven"):
         read_part(tmp_path, "masked", "train")
@@ -191,7 +191,7 @@ def test_read_part_names_a_picture_that_is_gone(tmp_path):
 
 def test_read_part_refuses_a_data_set_of_the_first_version(tmp_path):
     """Its records have no boxes."""
-    write_manifest(tmp_path, without(manifest(small_dataset(tmp_path)), "box"))
+    write_manifest(tmp_path, without(list(manifest(small_dataset(tmp_path))), "box"))
     with pytest.raises(InputError, match=r"build .*again"):
         read_part(tmp_path, "masked", "train")
 

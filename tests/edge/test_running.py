@@ -178,6 +178,14 @@ def test_metrics_are_served_while_it_runs():
     assert "maskfer_frames_total 1.0" in text
 
 
+def test_a_port_that_the_system_chose_is_said():
+    pytest.importorskip("prometheus_client")
+    told = []
+    run(told.append, metrics="0")
+    (said,) = told
+    assert int(said.removeprefix("metrics: port ")) > 0
+
+
 def test_the_board_s_warnings_slow_the_detector(monkeypatch):
     class Hot:
         warnings = ("throttled",)

@@ -128,7 +128,7 @@ def test_masks_change_the_lower_half_more(dataset):
 
 
 def test_each_picture_has_a_manifest_record(dataset):
-    records = manifest(dataset)
+    records = list(manifest(dataset))
     assert len(records) == PICTURES
     for record in records:
         assert (dataset / record["picture"]).is_file()
@@ -576,6 +576,28 @@ def test_an_unfinished_build_with_other_settings_is_refused(tmp_path, small_sour
     start(small_source, tmp_path / "out", monkeypatch, batches=1)
     with pytest.raises(OutputError, match="other settings"):
         build(small_source, tmp_path / "out", **change)
+
+
+def test_a_build_that_had_nothing_done_stands_in_the_way_of_no_other(tmp_path, small_source, read_folder, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(builder, "run_here", stop)
+        build(small_source, tmp_path / "out")
+    (tmp_path / "out.partial/masked/train/sad/old.png").write_text("of that build, not in its log yet")
+    build(small_source, tmp_path / "out", seed=1)
+    build(small_source, tmp_path / "whole", seed=1)
+    assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("inside", [".", "data", "train/data"])
+def test_a_data_set_among_its_own_pictures_is_refused(tmp_path, make_source, monkeypatch, inside):
+    source = make_source(tmp_path / "faces", 1, 1)
+    monkeypatch.chdir(source)
+    with pytest.raises(OutputError, match="already there" if inside == "." else "name a folder outside it"):
+        build(Path(), Path(inside))
+    assert sorted(path.name for path in source.iterdir()) == ["test", "train"]
 
 
 def test_an_unfinished_build_of_another_source_is_refused(tmp_path, small_source, monkeypatch):

@@ -38,7 +38,7 @@ def pair(sheet: Image.Image, row: int, column: int = 0) -> tuple[np.ndarray, np.
 
 
 def test_a_sheet_has_a_row_a_class_and_seven_pairs_a_row(dataset):
-    sheet = contact_sheet(dataset, manifest(dataset), seed=0)
+    sheet = contact_sheet(dataset, list(manifest(dataset)), seed=0)
     assert sheet.size == (NAME_PX + 7 * (2 * TILE_PX + GAP_PX), 7 * ROW_PX)
     assert all(tile.std() > 5 for row in range(7) for column in range(7) for tile in pair(sheet, row, column))
 
@@ -93,7 +93,9 @@ def test_a_grey_picture_of_16_bits_looks_as_it_is_read(pictures, grey_face):
 
 
 def test_the_seed_chooses_the_pictures(dataset):
-    first, again, other = (contact_sheet(dataset, manifest(dataset)[:49], seed=seed).tobytes() for seed in (0, 0, 1))
+    first, again, other = (
+        contact_sheet(dataset, list(manifest(dataset))[:49], seed=seed).tobytes() for seed in (0, 0, 1)
+    )
     assert first == again != other
 
 

@@ -228,6 +228,15 @@ def test_the_mirror_image_counts_unless_told_otherwise(tmp_path, mirror, expecte
     assert predict(bright_right).argmax(axis=1).tolist() == [expected]
 
 
+@pytest.mark.parametrize("absent", ["in_train", "near_train", "mask"])
+def test_an_older_data_set_is_refused(tmp_path, keras_model, dataset, absent):
+    def older(record):
+        return {key: value for key, value in record.items() if key != absent}
+
+    with pytest.raises(InputError, match="was built by an earlier version of maskfer; build it again"):
+        evaluate(keras_model, change_records(dataset, tmp_path / "data", older))
+
+
 def test_confidence_is_held_against_accuracy():
     scores = np.full((4, 7), 0.4 / 6, dtype=np.float32)
     scores[:, 2] = 0.6

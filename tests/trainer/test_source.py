@@ -4,6 +4,7 @@ import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError
@@ -150,6 +151,35 @@ def test_a_damaged_member_is_named(tmp_path, method):
     archive.write_bytes(content)
     with pytest.raises(InputError, match=r"train/fear/1\.png"):
         PhotoSource(archive).read("train/fear/1.png")
+
+
+def test_a_member_damaged_in_its_middle_is_named(tmp_path):
+    data = np.random.default_rng(0).bytes(5000)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("train/fear/1.png", data)
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[2000:3000] = bytes(1000)
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=r"train/fear/1\.png cannot be unpacked"):
+        PhotoSource(tmp_path / "a.zip").read("train/fear/1.png")
+
+
+def test_a_zip_of_a_later_kind_is_refused(tmp_path):
+    archive = make_zip(tmp_path / "a.zip", BOTH)
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 246  # the version that is needed to read it
+    archive.write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot be read: zip file version 24\.6"):
+        paths(archive)
+
+
+def test_folders_that_are_links_are_followed_but_not_in_circles(tmp_path):
+    folder = make_folder(tmp_path / "faces", BOTH)
+    expected = paths(folder)
+    (folder / "train/sad").rename(tmp_path / "elsewhere")
+    (folder / "train/sad").symlink_to(tmp_path / "elsewhere")
+    (folder / "test/happy/again").symlink_to(folder)
+    assert paths(folder) == expected
 
 
 def test_a_photograph_that_is_gone_is_named(tmp_path):

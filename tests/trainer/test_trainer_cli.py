@@ -189,6 +189,41 @@ def test_fit_prints_the_models_path(run_main, monkeypatch, dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("command", "module", "kept", "how"),
+    [
+        (("build-dataset", "S", "O"), "builder.build_dataset", "O.partial", "the same command"),
+        (("fit", "D", "--out", "O"), "fitting.fit", "O", "--resume"),
+        (("fit-together", "D", "--out", "O", "--network", "lean:3"), "fit_together.fit_together", "O", "--resume"),
+        (("fit-detector", "S", "--out", "O"), "fit_detector.fit_detector", "O", "--resume"),
+        (("fit-rescorer", "d.tflite", "S", "P", "--out", "O"), "fit_rescorer.fit_rescorer", "O", "--resume"),
+    ],
+)
+@pytest.mark.parametrize("begun", [True, False])
+def test_on_ctrl_c_it_says_how_to_go_on(run_main, monkeypatch, tmp_path, command, module, kept, how, begun):
+    def stop(*_, **__):
+        if begun:
+            Path(kept).mkdir()
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KERAS_BACKEND", "jax" if command[0] == "fit-together" else "tensorflow")
+    monkeypatch.setattr(f"maskfer_trainer.{module}", stop)
+    ran = run_main(main, *command)
+    said = [f"what is done is kept in {kept}; {how} goes on from it"] if begun else []
+    lines = [line for line in ran.err.splitlines() if not line.startswith(("Training ", "No GPU "))]
+    assert (ran.code, ran.out, lines) == (130, "", [*said, "trainer: interrupted"])
+
+
+def test_a_run_that_could_not_be_kept_is_refused_before_anything_is_read(run_main, monkeypatch, dataset, tmp_path):
+    from maskfer_trainer import fitting
+
+    monkeypatch.setattr(fitting, "read_parts", lambda *_, **__: pytest.fail("read"))
+    (tmp_path / "file").write_text("")
+    ran = run_main(main, "fit", dataset, "--out", tmp_path / "file/run")
+    assert ran.code == 1 and f"cannot be made: {tmp_path / 'file'} is no folder; name another" in ran.err
+
+
+@pytest.mark.parametrize(
     ("command", "module", "options", "expected"),
     [
         (("fit", "D"), "fitting.fit", ["--initial", "i.keras", "--teacher", "t.keras", "--resume", "--distribute"],
@@ -416,6 +451,11 @@ def test_scenes_are_made_of_portraits(run_main, photographs, tmp_path):
     ran = run_main(main, "build-scenes", photographs, tmp_path / "scenes", "--count", 3, "--workers", 1, "--json")
     assert ran.code == 0
     assert json.loads(ran.out)["count"] == len(list((tmp_path / "scenes/scenes").iterdir())) == 3
+
+
+def test_scenes_of_too_few_portraits_say_that_figures_on_them_are_too_good(run_main, photographs, tmp_path):
+    ran = run_main(main, "build-scenes", photographs, tmp_path / "scenes", "--count", 3, "--workers", 1)
+    assert ran.code == 0 and "3 scenes of" in ran.out and "figures on it are too good" in ran.err
 
 
 def test_fit_detector_needs_scenes(run_main, tmp_path):

@@ -88,6 +88,8 @@ def build_dataset(
         raise OutputError(f"{out} is already there; name another folder or remove it")
     source = PhotoSource(source_path)
     photographs = source.photographs(settings.seed)
+    if not source.is_zip and out.resolve().is_relative_to(source_path.resolve()):
+        raise OutputError(f"{out} lies in {source_path}, of which it would become a part; name a folder outside it")
     if scheduler is None:
         check_installed()
     with extra("trainer"):
@@ -128,15 +130,17 @@ def build_dataset(
 def _resume(partial: Path, header: Record) -> dict[str, Record]:
     """The results of a build that was cut short, by source path; makes the folder if there is none."""
     header_text = json.dumps(header, sort_keys=True)
+    begun, log = partial / "build.json", partial / "progress.jsonl"
     try:
+        if begun.exists() and not (log.exists() and log.stat().st_size):
+            shutil.rmtree(partial)  # of a build that had nothing done
         if not partial.exists():
             partial.mkdir(parents=True)
-            (partial / "build.json").write_text(header_text)
+            begun.write_text(header_text)
             return {}
-        if not (partial / "build.json").exists() or (partial / "build.json").read_text() != header_text:
+        if not begun.exists() or begun.read_text() != header_text:
             raise OutputError(f"{partial} holds an unfinished build with other settings; remove it and start again")
         done: dict[str, Record] = {}
-        log = partial / "progress.jsonl"
         if log.exists():
             for line in log.read_text().splitlines(keepends=True):
                 with suppress(ValueError):  # a line that a power cut damaged: that picture is made again

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
@@ -18,7 +19,7 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import check_free, whole_file
 from maskfer_edge.quiet import quiet_native_libraries
 
-# What Keras takes.
+# What Keras takes as a seed.
 MOST_SEED = 2**32 - 1
 
 app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
@@ -91,7 +92,7 @@ def build_dataset_command(
         dedupe=dedupe,
         seed=seed,
     )
-    with progress_bar("Masking faces") as progress:
+    with progress_bar("Masking faces") as progress, _going_on(Path(f"{out}.partial"), "the same command"):
         report = build_dataset(source, out, settings, workers, progress, scheduler)
     if json_:
         print_json(report)
@@ -213,7 +214,7 @@ def fit_command(
     settings = fit_settings(config, {field.name: given[field.name] for field in fields(FitSettings)})
     say(device)
     say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
-    with redirect_stdout(sys.stderr):  # where Keras says how far it is
+    with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
         model = fit(
             dataset,
             out,
@@ -257,7 +258,9 @@ def fit_together_command(
         device = describe()
     settings = fit_settings(config, given)
     say(device)
-    for model in fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say):
+    with _going_on(out, "--resume"):
+        models = fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say)
+    for model in models:
         print_result(str(model))
 
 
@@ -286,6 +289,8 @@ def build_scenes_command(
     faces = ", ".join(f"{number} {label}" for label, number in said["faces"].items())
     made_of = f"{said['portraits']} portraits, {said['photos']} photographs"
     print_result(f"{out}: {said['count']} scenes of {made_of}: {faces}")
+    if not said["validation_apart"]:
+        say(f"{out} has too few portraits or photographs to keep some for validation alone: figures on it are too good")
 
 
 @app.command("fit-detector")
@@ -309,7 +314,9 @@ def fit_detector_command(
         device = describe()
     settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
     say(device)
-    print_result(str(fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)))
+    with _going_on(out, "--resume"):
+        model = fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)
+    print_result(str(model))
 
 
 @app.command("fit-rescorer")
@@ -333,7 +340,7 @@ def fit_rescorer_command(
         device = describe()
     settings = RescorerSettings(draws, epochs, seed=seed, learning_rate=learning_rate)
     say(device)
-    with redirect_stdout(sys.stderr):  # where Keras says how far it is
+    with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
         verbose = 1 if sys.stderr.isatty() else 2
         model = fit_rescorer(detector, scenes, photos, out, settings, resume=resume, verbose=verbose, say=say)
     print_result(str(model))
@@ -430,6 +437,17 @@ def _check_backend() -> None:
         raise InputError(f"KERAS_BACKEND is {backend!r}; there are tensorflow, torch and jax")
     if backend != "tensorflow" and importlib.util.find_spec(backend) is None:
         raise InputError(f"KERAS_BACKEND={backend} needs a package that is not here; run: pip install {backend}")
+
+
+@contextmanager
+def _going_on(kept: Path, how: str) -> Iterator[None]:
+    """On Ctrl-C say where the work so far is, if there is any, and how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if kept.exists():
+            say(f"what is done is kept in {kept}; {how} goes on from it")
+        raise
 
 
 def main() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +12,11 @@ from matplotlib.figure import Figure
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix, precision_recall_fscore_support
 
 from maskfer_edge.contract import CROP_MARGINS, INPUT_SIZE, LABELS, FloatArray, UInt8Array
-from maskfer_edge.dataset import PARTS, PictureSet, manifest, read_part, record_name
+from maskfer_edge.dataset import PARTS, PictureSet, read_pictures, record_name, split_records
 from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import read_bytes, whole_file, write_whole
+from maskfer_edge.files import check_makeable, read_bytes, whole_file, write_whole
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.keras_file import predict_views
@@ -122,27 +121,25 @@ def evaluate(
     if out is not None:
         if out.exists():
             raise OutputError(f"{out} is already there; name another folder")
-        if not os.access(next(folder for folder in out.absolute().parents if folder.exists()), os.W_OK):
-            raise OutputError(f"{out} cannot be made: its folder cannot be written to; name another")
+        check_makeable(out)
     finder = open_detector(detector) if detector else None
     with quiet_native_libraries():
         predict, margins = open_model(model, mirror=mirror)
     if detector and detector not in margins:
         raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")
-    records = {record_name(r): r for r in manifest(dataset) if r["split"] == "test"}
-    known = (
-        {name for name, record in records.items() if record["in_train"]},
-        {name for name, record in records.items() if record["near_train"]},
-    )
-    pictures = {part: read_part(dataset, part, "test") for part in PARTS}
+    records = split_records(dataset, "test")
+    if not all({"in_train", "near_train", "mask"} <= record.keys() for record in records):
+        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    in_train, near_train = ({record_name(r) for r in records if r[key]} for key in ("in_train", "near_train"))
+    pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     scores = {part: predict(of_part.images) for part, of_part in pictures.items()}
     right = scores["masked"].argmax(axis=1) == pictures["masked"].labels
-    kinds = np.array([records[name]["mask"]["kind"] for name in pictures["masked"].names])
+    kinds = np.array([record["mask"]["kind"] for record in records])
     evaluation = Evaluation(
         str(model),
         mirror,
         str(dataset),
-        {part: part_figures(pictures[part], scores[part], *known) for part in PARTS},
+        {part: part_figures(pictures[part], scores[part], in_train, near_train) for part in PARTS},
         {str(k): (round(float(right[kinds == k].mean()), 4), int((kinds == k).sum())) for k in np.unique(kinds)},
         {part: through_detector(pictures[part], predict, finder, margins[detector], progress) for part in PARTS}
         if finder

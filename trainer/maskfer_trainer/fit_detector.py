@@ -108,7 +108,8 @@ def fit_detector(
     check_run(run, config, resume)
     keras.utils.set_random_seed(settings.seed)
     training, validation = read_scenes(scenes, set(said.get("validation", ())))
-    say(f"{len(training)} scenes to train on; {len(validation)} to validate")
+    apart = "" if said.get("validation_apart") else ", of the same faces and photographs: its figures are too good"
+    say(f"{len(training)} scenes to train on; {len(validation)} to validate{apart}")
     steps = len(training) // settings.batch_size
     if not steps or not len(validation):
         raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")

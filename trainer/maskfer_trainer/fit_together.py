@@ -100,7 +100,7 @@ def fit_together(
                 kept = "what was written before is kept" if state.exists() else "nothing was written"
                 raise InputError(
                     f"the loss of {name} became no number in epoch {epoch + 1}; {kept} in {out}; "
-                    "train again with a lower --learning-rate"
+                    "train again with a lower --learning-rate, into another folder"
                 )
             history.append({"epoch": epoch + 1, **of_training, **of_validation})
         if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:

@@ -25,7 +25,7 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import whole_file, write_whole
+from maskfer_edge.files import check_makeable, whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
@@ -90,7 +90,8 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
     def _refuse(self, what: str) -> None:
         kept = f"the state after epoch {self._written} is kept" if self._written else "no epoch was finished"
         raise InputError(
-            f"{what} in epoch {len(self.history) + 1}; {kept} in {self.run}; train again with a lower --learning-rate"
+            f"{what} in epoch {len(self.history) + 1}; {kept} in {self.run}; "
+            "train again with a lower --learning-rate, into another folder"
         )
 
 
@@ -104,6 +105,7 @@ def check_run(run: Path, config: dict[str, Any], resume: bool) -> None:
     if not resume:
         if run.exists():
             raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
+        check_makeable(run)
         return
     try:
         started = json.loads((run / "run.json").read_bytes())
@@ -115,8 +117,9 @@ def check_run(run: Path, config: dict[str, Any], resume: bool) -> None:
         raise InputError(
             f"{run} was started otherwise: {_difference(started, config)}; repeat that, or start a new run"
         )
-    for partial in (run / "checkpoints").glob(".*.partial*"):  # of a run that was killed while it wrote
-        partial.unlink()
+    for folder in (run, run / "checkpoints"):
+        for partial in folder.glob(".*.partial*"):  # of a run that was killed while it wrote
+            partial.unlink()
 
 
 def make_run(run: Path, config: dict[str, Any]) -> None:

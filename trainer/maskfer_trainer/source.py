@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +68,7 @@ class PhotoSource:
             self._entries = {str(PurePosixPath(entry.filename)): entry for entry in self._zip.infolist()}
         try:
             return self._zip.read(self._entries[path])
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError) as error:
             raise InputError(f"{path} cannot be unpacked: {error}") from error
 
     def fingerprint(self) -> str:
@@ -120,13 +122,13 @@ class PhotoSource:
 
     def _names(self) -> list[str]:
         if not self.is_zip:
-            return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+            return sorted(file.relative_to(self.root).as_posix() for file in _files_below(self.root, ()))
         try:
             with zipfile.ZipFile(self.root) as archive:
                 # a zip may hold one name twice; the last one counts, as for every unpacker
                 names = list({info.filename: None for info in archive.infolist() if not info.is_dir()})
-        except zipfile.BadZipFile as error:
-            raise InputError(f"{self.root} is a damaged zip: {error}") from error
+        except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made for a later version of zip
+            raise InputError(f"{self.root} is a zip that cannot be read: {error}") from error
         for name in names:
             if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{self.root} holds an unsafe path, {name!r}; nothing was unpacked")
@@ -145,6 +147,16 @@ class PhotoSource:
                     f"with the classes {', '.join(CLASS_FOLDERS)}"
                 )
             depth += 1
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files of a folder, links to folders followed, but for one that leads back to a folder that it lies in."""
+    above = (*above, folder.resolve())
+    for path in folder.iterdir():
+        if path.is_file():
+            yield path
+        elif path.is_dir() and path.resolve() not in above:
+            yield from _files_below(path, above)
 
 
 def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.dataset import PictureSet, manifest, record_name
-from maskfer_edge.errors import InputError
+from maskfer_edge.dataset import PictureSet
 from maskfer_trainer.augment import augment, cut_out, mix_up
 from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.settings import FitSettings
 from maskfer_trainer.teachers import Lessons
+
+# Of pictures, in their order, as `dataset.split_records` gives them.
+Records = Sequence[dict[str, Any]]
 
 
 class FaceBatches:
@@ -82,13 +83,9 @@ class FaceBatches:
         return mix_up(faces, targets, weights, random, settings.mixup) if settings.mixup else (faces, targets, weights)
 
 
-def faces_shown(pictures: PictureSet, dataset: Path) -> npt.NDArray[np.int64]:
-    """Which face each training picture shows: (n,) int64; pictures of one face have one number.
-
-    Raises:
-        InputError: If the manifest names a picture not.
-    """
-    keys = _by_picture(pictures, dataset, lambda r: f"{r['source']} {r['box']}")
+def faces_shown(records: Records) -> npt.NDArray[np.int64]:
+    """Which face each picture shows: (n,) int64; pictures of one face have one number."""
+    keys = [f"{record['source']} {record['box']}" for record in records]
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
@@ -105,36 +102,20 @@ def by_face(
     return order, first, counts
 
 
-def validation_part(pictures: PictureSet, dataset: Path, share: float) -> npt.NDArray[np.bool_]:
+def validation_part(records: Records, share: float) -> npt.NDArray[np.bool_]:
     """Which training pictures are kept for validation: (n,) bool, by the hash of the bare pixels.
 
     Copies of a picture stand on one side. The part is the same for every seed, so that networks of
     several seeds, a network and its teacher, or a network and the one it starts from, never saw
     what any of them is judged on.
-
-    Raises:
-        InputError: If the manifest names a picture not.
     """
-    pixels = _by_picture(pictures, dataset, lambda r: str(r["pixels_sha256"]))
-    return np.array([drawn_share("validation", 0, name) for name in pixels]) < share
+    return np.array([drawn_share("validation", 0, record["pixels_sha256"]) for record in records]) < share
 
 
-def part_of(pictures: PictureSet, dataset: Path, parts: int) -> npt.NDArray[np.int64]:
-    """Which of so many parts, from 1, each training picture is in: (n,) int64, by the hash of the bare pixels.
-
-    Raises:
-        InputError: If the manifest names a picture not.
-    """
-    pixels = _by_picture(pictures, dataset, lambda r: str(r["pixels_sha256"]))
-    return np.array([int(drawn_share("part", 0, name) * parts) + 1 for name in pixels], dtype=np.int64)
-
-
-def _by_picture(pictures: PictureSet, dataset: Path, key: Callable[[dict[str, Any]], str]) -> list[str]:
-    keys = {record_name(r): key(r) for r in manifest(dataset) if r["split"] == "train"}
-    absent = [name for name in pictures.names if name not in keys]
-    if absent:
-        raise InputError(f"{dataset} holds a picture that its manifest does not name, {absent[0]}; build it again")
-    return [keys[name] for name in pictures.names]
+def part_of(records: Records, parts: int) -> npt.NDArray[np.int64]:
+    """Which of so many parts, from 1, each training picture is in: (n,) int64, by the hash of the bare pixels."""
+    drawn = [drawn_share("part", 0, record["pixels_sha256"]) for record in records]
+    return np.array([int(share * parts) + 1 for share in drawn], dtype=np.int64)
 
 
 def _smoothed(targets: FloatArray, share: float) -> FloatArray:

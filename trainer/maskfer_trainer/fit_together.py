@@ -80,7 +80,7 @@ def fit_together(
     check_run(out, config, resume)
     made = [_made(*of_network) for of_network in parsed]
     teaching = [_teacher(path) for path in teachers]
-    masked, bare, faces, validation = read_parts(dataset, settings, need_bare=True)
+    masked, bare, faces, _, validation = read_parts(dataset, settings, need_bare=True)
     assert bare is not None
     together = Together(made, teaching, _grouped(masked, bare, faces), settings)
     say(f"{together.count} faces to train on; {len(validation)} pictures to validate")

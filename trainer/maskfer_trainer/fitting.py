@@ -7,20 +7,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.dataset import PictureSet, dataset_info, read_part
+from maskfer_edge.dataset import PictureSet, dataset_info, read_pictures, split_records
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_trainer.ahead import made_ahead
-from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
+from maskfer_trainer.batches import FaceBatches, Records, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import spread, spread_over
 from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
@@ -134,48 +134,61 @@ def fit(
     return run / "model.keras"
 
 
-def read_parts(
-    dataset: Path, settings: FitSettings, need_bare: bool = False
-) -> tuple[PictureSet, PictureSet | None, npt.NDArray[np.int64], PictureSet]:
+class Parts(NamedTuple):
     """The training faces of a data set, and what is kept of them for validation.
+
+    Attributes:
+        masked: Pictures to train on.
+        bare: The bare one of each; None if none is needed.
+        faces: (n,) which face each shows.
+        records: (n) of each.
+        validation: Bare pictures for a network of bare faces alone, else masked ones.
+    """
+
+    masked: PictureSet
+    bare: PictureSet | None
+    faces: npt.NDArray[np.int64]
+    records: Records
+    validation: PictureSet
+
+
+def read_parts(dataset: Path, settings: FitSettings, need_bare: bool = False) -> Parts:
+    """Read the training faces of a data set.
 
     Args:
         dataset: Made by ``trainer build-dataset``.
         settings: How large the validation part is, what is left out, whether bare faces are shown.
         need_bare: Whether bare faces are needed though none is shown.
 
-    Returns:
-        Masked pictures to train on, the bare one of each or None, (n,) which face each shows, and the validation
-        pictures: bare ones for a network of bare faces alone, else masked ones.
-
     Raises:
         InputError: If they cannot be read, or there are too few.
     """
-    masked = read_part(dataset, "masked", "train")
-    bare = read_part(dataset, "bare", "train") if settings.bare_share > 0 or need_bare else None
-    if bare is not None and bare.names != masked.names:
-        raise InputError(f"{dataset} has masked and bare pictures that differ in name; build it again")
-    held_out = validation_part(masked, dataset, settings.validation_share)
+    records = split_records(dataset, "train")
+    if not all({"source", "pixels_sha256"} <= record.keys() for record in records):
+        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    masked = read_pictures(dataset, "masked", records)
+    bare = read_pictures(dataset, "bare", records) if settings.bare_share > 0 or need_bare else None
+    held_out = validation_part(records, settings.validation_share)
     judged = bare if bare is not None and settings.bare_share == 1 else masked
     part, parts = left_out(settings.leave_out)
-    shown = ~held_out & (part_of(masked, dataset, parts) != part) if parts else ~held_out
-    faces = faces_shown(masked, dataset)[shown]
+    shown = ~held_out & (part_of(records, parts) != part) if parts else ~held_out
     training, validation = masked.take(shown), judged.take(held_out)
     _check_parts(training, validation, dataset)
-    return training, bare.take(shown) if bare else None, faces, validation
+    of_training = [records[i] for i in np.flatnonzero(shown)]
+    return Parts(training, bare.take(shown) if bare else None, faces_shown(of_training), of_training, validation)
 
 
 def _batches(
     dataset: Path, settings: FitSettings, teachers: Sequence[Path], say: Callable[[str], None]
 ) -> tuple[FaceBatches, PictureSet]:
-    training, bare, faces, validation = read_parts(dataset, settings, need_bare=bool(teachers))
+    parts = read_parts(dataset, settings, need_bare=bool(teachers))
     lessons = (
         # cached, as teachers mostly left out parts of the same number
-        ask(teachers, training, bare, faces, cache(lambda parts: part_of(training, dataset, parts)), say)
-        if teachers and bare is not None
+        ask(teachers, parts.masked, parts.bare, parts.faces, cache(partial(part_of, parts.records)), say)
+        if teachers and parts.bare is not None
         else None
     )
-    return FaceBatches(training, bare, faces, settings, lessons), validation
+    return FaceBatches(parts.masked, parts.bare, parts.faces, settings, lessons), parts.validation
 
 
 def write_calibrated(

@@ -67,7 +67,9 @@ def test_a_run_leaves_model_history_and_curves(run):
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
     }  # fmt: skip
-    assert told[0] == "4 scenes to train on; 2 to validate"
+    assert told[0] == (
+        "4 scenes to train on; 2 to validate, of the same faces and photographs: its figures are too good"
+    )
     assert sum(line.startswith("epoch") for line in told) == 2
 
 

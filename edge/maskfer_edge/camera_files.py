@@ -15,6 +15,10 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError
 
 FOLDER_FPS = 2.0
+# Of a video; some formats name the unit in which they count time, such as 1000 a second.
+MOST_FPS = 240
+# What is due later than so many seconds is due at once: the file's times jump.
+LONGEST_WAIT_S = 5.0
 # Share of the frames that a video says it has which must be there.
 LEAST_SHARE = 0.9
 
@@ -30,7 +34,7 @@ class VideoFile(Camera):
         if not self._capture.isOpened():
             raise InputError(f"{path} cannot be opened as a video (damaged, or of an unknown format)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= 1000 else 25.0
+        self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= MOST_FPS else 25.0
         # other formats do not say it, and OpenCV guesses
         exact = path.suffix.lower() in (".avi", ".mp4", ".mov")
         self._said = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if exact else 0.0
@@ -99,7 +103,7 @@ class InRealTime(Camera):
         if frame is None:
             return None
         now = time.monotonic()
-        if self._started is None:
+        if self._started is None or self._started + frame.time - now > LONGEST_WAIT_S:
             self._started = now - frame.time
         time.sleep(max(0.0, self._started + frame.time - now))
         return replace(frame, arrived=time.monotonic())

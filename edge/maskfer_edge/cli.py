@@ -93,7 +93,7 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
 
     settings = run_settings(config, given)
     with _Signals() as signals, opened(settings, say, _leave, quiet_native_libraries) as run:
-        signals.capture = run.capture
+        signals.take(run.capture)
         for _ in run.results():
             pass
     _say_summary(run.meter, run.settings)
@@ -272,12 +272,11 @@ class _Signals:
     """SIGINT and SIGTERM end a run in order: with files finished and the camera free.
 
     Attributes:
-        capture: Whose frames end then; before there is one, what is being opened is closed again by KeyboardInterrupt.
         received: Whether one of them came.
     """
 
     def __init__(self) -> None:
-        self.capture: Capture | None = None
+        self._capture: Capture | None = None
         self.received = False
 
     def __enter__(self) -> _Signals:
@@ -288,11 +287,18 @@ class _Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def take(self, capture: Capture) -> None:
+        """From now on end its frames. Before there is one, KeyboardInterrupt closes again what was opened."""
+        self._capture = capture
+        if self.received:
+            capture.stop()
+
     def _end(self, number: int, frame: object) -> None:
-        self.received = True
-        if self.capture is None:
+        first, self.received = not self.received, True
+        if self._capture is not None:
+            self._capture.stop()
+        elif first:  # a second one must not cut the closing short
             raise KeyboardInterrupt
-        self.capture.stop()
 
 
 def _leave(error: MaskferError) -> None:
@@ -314,7 +320,7 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
         if drops:
             say(f"  {name} missed {drops} frames")
     for path in (settings.jsonl, settings.csv, settings.record):
-        if path and Path(path).exists():
+        if path and health.frames and Path(path).exists():
             say(f"  wrote {path}")
 
 

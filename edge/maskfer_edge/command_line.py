@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -27,9 +26,13 @@ def make_app(help_text: str) -> typer.Typer:
 
 def run_app(app: typer.Typer, name: str) -> None:
     """Run a command; a MaskferError becomes one line on stderr and exit status 1, without traceback."""
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # it was closed by whoever started this
-            setattr(sys, stream, Path(os.devnull).open("w"))  # noqa: SIM115 (for as long as the process lives)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # it was closed by whoever started this: else the next file takes its number
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
     # a file's name may hold what the terminal's encoding has no character for
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore[union-attr]
     try:

@@ -213,7 +213,7 @@ def results(
             yield result
             if not go_on or meter.frames == max_frames:
                 break
-        failed = False
+        failed = capture.stopped and not meter.frames  # nothing was done, so nothing is to be replaced
     except GeneratorExit:
         failed = False  # whoever iterates has seen enough
         raise

@@ -105,14 +105,16 @@ class LineFile(Output):
         self._path = None if path == "-" else Path(path)
         self._append, self._rotate_bytes = append, rotate_bytes
         self._new = self._begun = False
-        self._file: IO[bytes] = sys.stdout.buffer
-        self._regular = self._path is not None and not self._path.is_char_device()  # such as /dev/full, a serial line
+        self._file: IO[bytes]
+        # a pipe, or a device such as a serial line or /dev/full, has no beginning to go back to
+        self._regular = self._path is not None and (self._path.is_file() or not self._path.exists())
         if self._path is None:
+            self._file = sys.stdout.buffer
             return
-        if self._regular:
+        if not self._path.is_char_device():
             for file in [path, *older_names(path)] if rotate_bytes else [path]:
                 check_free(Path(file), overwrite or append)
-            self._new = not self._path.exists()
+        self._new = not self._path.exists()
         try:
             self._file = self._open(os.O_RDWR if append and self._regular else os.O_WRONLY)
         except OSError as error:
@@ -136,20 +138,25 @@ class LineFile(Output):
                 self._write_all(b"")
         finally:
             if self._path is not None:
-                self._file.close()
                 if self._new and not self._begun:
                     self._path.unlink(missing_ok=True)
+                self._file.close()
 
     def _open(self, flags: int) -> IO[bytes]:
         assert self._path is not None
-        file = os.fdopen(os.open(self._path, flags | os.O_CREAT, 0o666), "rb+" if flags & os.O_RDWR else "wb", 0)
-        if self._regular:
+        while True:
+            file = os.fdopen(os.open(self._path, flags | os.O_CREAT, 0o666), "rb+" if flags & os.O_RDWR else "wb", 0)
             try:
-                lock(file, self._path)
-            except OutputError:
+                if self._regular:
+                    lock(file, self._path)
+                    # another run may have removed or renamed it before it was locked
+                    if not self._path.exists() or not os.path.samestat(os.fstat(file.fileno()), self._path.stat()):
+                        file.close()
+                        continue
+            except BaseException:
                 file.close()
                 raise
-        return file
+            return file
 
     def _write_all(self, text: bytes) -> None:
         start = 0
@@ -169,7 +176,7 @@ class LineFile(Output):
         except BrokenPipeError:
             raise
         except OSError as error:
-            if self._regular and not self._file.closed:  # as it is where a rotation failed
+            if self._regular:
                 with suppress(OSError):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
@@ -184,12 +191,12 @@ class LineFile(Output):
         return self.header.encode()
 
     def _rotate(self) -> None:
-        self._file.close()
         names = [Path(name) for name in (self.name, *older_names(self.name))]
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 newer.replace(older)
-        self._file = self._open(os.O_WRONLY | os.O_TRUNC)
+        with self._file:  # which keeps others off it until it is whole
+            self._file = self._open(os.O_WRONLY)
 
 
 def _end_of_last_line(file: IO[bytes]) -> int:
@@ -276,17 +283,18 @@ class VideoRecording(Output):
         if due > 0:
             picture = fit_into(annotated, self._size_wh)
             for _ in range(due):
+                # a picture takes less than it has bytes, and the end of a file some as well
+                if shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES + picture.nbytes:
+                    raise OutputError(f"{self.path} cannot be written: the disk is full")
                 self._writer.write(picture)
-            self._written += due
-        if self._written % 64 < due and shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES:
-            raise OutputError(f"{self.path} cannot be written: the disk is full")
+                self._written += 1
         return True
 
     def close(self, failed: bool = False) -> None:
         """Finish the file and check that it can be read back; after a failure remove it."""
         if self._writer is not None:
             self._writer.release()
-        if failed or self._writer is None:
+        if failed or not self._written:
             with suppress(OutputError):
                 self._stack.__exit__(OutputError, OutputError("recording failed"), None)
             return

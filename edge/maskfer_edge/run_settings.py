@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 from maskfer_edge.errors import InputError
@@ -77,10 +78,7 @@ class RunSettings:
             raise InputError(f"threads must be at most {MOST_THREADS}; received {self.threads}")
         if not self.source:
             raise InputError("source is empty; name one, or leave it out for the camera that is there")
-        for name, value in vars(self).items():
-            # neither is a name that OpenCV takes, and the second no name at all
-            if isinstance(value, str) and (value != value.encode(errors="replace").decode() or "\0" in value):
-                raise InputError(f"{name} is not UTF-8, or holds a character of no text: {value!a}; rename it")
+        self._check_texts()
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
         files = self.written()
@@ -89,6 +87,15 @@ class RunSettings:
                 raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
         self.check_kept({name: getattr(self, name) for name in ("source", "model", "detector_model")})
         _ = self.size_wh
+
+    def _check_texts(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, str) and "\0" in value:
+                raise InputError(f"{name} holds a NUL character; leave it out")
+        for name in ("source", "record", "token", "mqtt"):  # which go to OpenCV, or over a network
+            value = getattr(self, name)
+            if value.encode(errors="replace").decode() != value:
+                raise InputError(f"{name} is not UTF-8; give it in UTF-8, and rename the file if it names one")
 
     def written(self) -> list[tuple[str, str]]:
         """The files that the run writes, each with its setting's name."""
@@ -100,7 +107,8 @@ class RunSettings:
         """Refuse a run that would write what it reads: files by what they are for. Raises InputError."""
         for name, path in self.written():
             for what, other in read.items():
-                if other and os.path.realpath(path) == os.path.realpath(other):
+                # a bundled network's name is no file
+                if other and Path(other).exists() and os.path.realpath(path) == os.path.realpath(other):
                     raise InputError(f"{name} would replace the {what.replace('_', ' ')} {other}; name another file")
 
     @property

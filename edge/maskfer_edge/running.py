@@ -55,7 +55,7 @@ class Run:
         settings: What it was made from; the source is the one that was picked.
         capture: Reads the camera.
         pipeline: Makes results.
-        outputs: Take them.
+        outputs: Take them; `results` closes them, or else the end of the run does.
         meter: Counts.
         pulse: To be called after each frame.
     """
@@ -68,11 +68,11 @@ class Run:
     pulse: Callable[[], None]
 
     def results(self) -> Iterator[FrameResult]:
-        """Process the source to its end; see `loop.results`."""
+        """Process the source to its end, once; see `loop.results`."""
         draw = partial(annotate, blur=self.settings.blur)
-        return results(
-            self.capture, self.pipeline, self.outputs, self.settings.max_frames, self.meter, draw, self.pulse
-        )
+        outputs = list(self.outputs)
+        self.outputs.clear()
+        yield from results(self.capture, self.pipeline, outputs, self.settings.max_frames, self.meter, draw, self.pulse)
 
 
 @contextmanager
@@ -126,8 +126,8 @@ def opened(
             # a trial watches the loop, which has to wait for the detector then
             watch.when_proved(pipeline.detect_in_background)
         outputs: list[Output] = []
-        # if a later one cannot be opened, the earlier ones leave nothing behind
-        stack.push(lambda kind, error, trace: _close_unused(outputs, kind))
+        # if a later one cannot be opened, or no result is asked for, they leave nothing behind
+        stack.callback(_close_unused, outputs)
         for make in _outputs(settings, camera, meter, server, tell):
             outputs.append(make())
         if settings.metrics:
@@ -135,12 +135,10 @@ def opened(
             serving = stack.enter_context(MetricsServer(meter.snapshot, port, host))
             if port == 0:
                 tell(f"metrics: port {serving.port}")
-        used = list(outputs)
-        outputs.clear()
         notifier = Notifier()
         stack.callback(notifier.stopping)
         pulse = _pulse(notifier, Throttle(tell), pipeline, meter, watch)
-        yield Run(settings, capture, pipeline, used, meter, pulse)
+        yield Run(settings, capture, pipeline, outputs, meter, pulse)
 
 
 def open_pipeline(settings: RunSettings) -> Pipeline:
@@ -222,9 +220,9 @@ def _outputs(
             tell("No display here: running headless.")
 
 
-def _close_unused(outputs: list[Output], kind: type[BaseException] | None) -> None:
+def _close_unused(outputs: list[Output]) -> None:
     for output in outputs:
-        output.close(failed=kind is not None)
+        output.close(failed=True)
 
 
 def _pulse(

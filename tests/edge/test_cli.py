@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge import bench, camera_list, doctor, running
+from maskfer_edge import bench, camera_list, doctor, outputs, running
 from maskfer_edge.classifier import default_model
 from maskfer_edge.cli import app, main
 from maskfer_edge.contract import LABELS
@@ -207,9 +207,17 @@ def test_a_name_that_the_terminal_cannot_show_is_shown_all_the_same(tmp_path, po
 
 
 def test_closed_streams_are_no_matter(tmp_path):
-    command = shlex.join([*COMMAND, *RUN_DEMO, "--max-frames", "2", "--jsonl", str(tmp_path / "a.jsonl")])
-    assert subprocess.run(f"exec {command} >&- 2>&-", shell=True, timeout=60, check=False).returncode == 0
+    program = (
+        "import os; from maskfer_edge import cli\n"
+        f"def seen(*given): open({str(tmp_path / 'links')!r}, 'w').write("
+        "' '.join(os.readlink(f'/proc/self/fd/{n}') for n in range(3)))\n"
+        "cli._say_summary = seen; cli.main()"
+    )
+    options = [*RUN_DEMO, "--max-frames", "2", "--jsonl", str(tmp_path / "a.jsonl")]
+    command = shlex.join([sys.executable, "-c", program, *options])
+    assert subprocess.run(f"exec {command} <&- >&- 2>&-", shell=True, timeout=60, check=False).returncode == 0
     assert len(json_lines((tmp_path / "a.jsonl").read_text())) == 2
+    assert (tmp_path / "links").read_text() == "/dev/null /dev/null /dev/null"
 
 
 def test_predict_crop_takes_the_whole_picture_as_a_face(edge, black):
@@ -254,6 +262,12 @@ def test_a_signal_while_it_opens_leaves_nothing(edge, tmp_path, monkeypatch, num
         os.kill(os.getpid(), number)
         time.sleep(5)
 
+    def close(output, failed=False):
+        os.kill(os.getpid(), number)  # once more, while it is closed again
+        real(output, failed)
+
+    real = outputs.JsonLines.close
+    monkeypatch.setattr(outputs.JsonLines, "close", close)
     monkeypatch.setattr(running, "MqttOutput", killed)
     before = signal.getsignal(number)
     answer = edge(*RUN_DEMO, "--jsonl", tmp_path / "a.jsonl", "--record", tmp_path / "a.mp4", "--mqtt", "mqtt://broker")

@@ -153,11 +153,11 @@ def test_after_a_failure_what_waits_is_still_written():
 
 
 def test_after_a_failure_a_slow_output_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    monkeypatch.setattr(module, "CLOSING_S", 1.0)
     held = HeldOutput()
     taking = feed([held], 5)
     held.started.wait(5)
-    threading.Timer(0.15, held.go_on.set).start()
+    threading.Timer(1.5, held.go_on.set).start()
     taking.finish(failed=True)
     assert (len(held.results), taking.threads[0].dropped, held.closed) == (1, 4, "failed")
 

@@ -1,9 +1,11 @@
 import csv
 import errno
+import io
 import json
 import os
 import shutil
 import sys
+import threading
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
+from maskfer_edge import outputs
 from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import LABELS
 from maskfer_edge.errors import OutputError
@@ -149,6 +152,43 @@ def test_a_file_that_another_run_writes_is_refused_and_kept(tmp_path):
     JsonLines(str(tmp_path / "a.jsonl"), append=True).close()
 
 
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"append": True, "rotate_bytes": 100}])
+@pytest.mark.parametrize("kind", [JsonLines, CsvFile])
+def test_a_pipe_takes_lines(tmp_path, kind, options):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    output = kind(str(pipe), **options)
+    feed(output, range(3))
+    output.close()
+    reader.join()
+    assert read[0].count("\n") == 3 + (kind is CsvFile)
+
+
+@pytest.mark.parametrize("stdout", [io.StringIO(), None])
+def test_a_file_needs_no_stdout(tmp_path, monkeypatch, stdout):
+    monkeypatch.setattr(sys, "stdout", stdout)
+    JsonLines(str(tmp_path / "a.jsonl")).close()
+    assert names(tmp_path) == ["a.jsonl"]
+
+
+def test_a_file_that_was_replaced_before_it_could_be_locked_is_opened_anew(tmp_path, monkeypatch):
+    path, real = tmp_path / "a.jsonl", outputs.lock
+
+    def lock_late(file, of):
+        monkeypatch.setattr(outputs, "lock", real)
+        path.rename(tmp_path / "a.jsonl.1")
+        real(file, of)
+
+    monkeypatch.setattr(outputs, "lock", lock_late)
+    output = JsonLines(str(path))
+    feed(output, [0])
+    output.close()
+    assert path.read_text().count("\n") == 1 and (tmp_path / "a.jsonl.1").read_text() == ""
+
+
 def test_a_file_is_not_taken_for_stdout_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     output = JsonLines("stdout", rotate_bytes=1000)
@@ -235,13 +275,16 @@ def test_an_existing_video_is_refused_and_kept(tmp_path):
     assert (tmp_path / "a.mp4").read_text() == "old"
 
 
-def test_a_recording_stops_before_the_disk_is_full(tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [0, 7])
+def test_a_recording_stops_before_the_disk_is_full(tmp_path, monkeypatch, count):
     output = VideoRecording(tmp_path / "a.avi", 10.0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    free = iter([1e9] * count)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free, 4e6 + 1000)))
     with pytest.raises(OutputError, match="the disk is full"):
         feed(output, [i / 10 for i in range(100)])
     output.close()  # as of a camera
-    assert 0 < len(read_back(tmp_path / "a.avi")) <= 100
+    assert names(tmp_path) == ["a.avi"] * (count > 0)
+    assert len(read_back(tmp_path / "a.avi")) == count
 
 
 def test_another_suffix_is_refused(tmp_path):

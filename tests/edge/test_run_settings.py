@@ -39,13 +39,12 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
         ({"jsonl": "-", "csv": "-"}, "jsonl and csv are both -"),
         ({"csv": "a.avi", "record": "./a.avi"}, "csv and record are both a.avi"),
         ({"jsonl": "a", "csv": "a.5", "rotate_mb": 1.0}, "csv and jsonl are both a.5"),
-        ({"source": "a.mp4", "jsonl": "./a.mp4"}, "jsonl would replace the source a.mp4; name another file"),
-        ({"detector_model": "d.csv", "csv": "d.csv"}, "csv would replace the detector model d.csv"),
         ({"source": ""}, "source is empty"),
         ({"threads": 65}, "threads must be at most 64"),
         ({"fps": float("inf")}, "fps must be a number that is not negative"),
-        ({"source": "caf\udce9.mp4"}, r"source is not UTF-8, .*'caf\\udce9.mp4'; rename it"),
-        ({"jsonl": "a\0b"}, "jsonl is not UTF-8, or holds a character of no text"),
+        ({"source": "caf\udce9.mp4"}, "source is not UTF-8; give it in UTF-8"),
+        ({"token": "caf\udce9"}, "^token is not UTF-8; give it in UTF-8, and rename the file if it names one$"),
+        ({"jsonl": "a\0b"}, "jsonl holds a NUL character"),
         ({"blur": "yes"}, "blur must be of type bool"),
         ({"threads": True}, "threads must be of type int"),
         ({"source": 0}, "source must be of type str"),
@@ -54,6 +53,27 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
 def test_values_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(InputError, match=said):
         RunSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"source": "a.mp4", "jsonl": "./a.mp4"}, "jsonl would replace the source a.mp4; name another file"),
+        ({"detector_model": "a.mp4", "csv": "a.mp4"}, "csv would replace the detector model a.mp4"),
+        ({"model": "a.mp4.2", "csv": "a.mp4", "rotate_mb": 1.0}, "csv would replace the model a.mp4.2"),
+    ],
+)
+def test_what_a_run_reads_it_does_not_write(tmp_path, monkeypatch, settings, said):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.mp4", "a.mp4.2"):
+        (tmp_path / name).write_text("")
+    with pytest.raises(InputError, match=said):
+        RunSettings(**settings)
+
+
+def test_a_name_of_no_file_may_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert RunSettings(source="demo", jsonl="demo", model="large", csv="large").jsonl == "demo"
 
 
 def test_what_is_to_be_blurred_is_looked_for_in_each_frame_unless_told():

@@ -217,6 +217,22 @@ def test_stream_leaves_the_program_s_stderr_alone():
     assert os.path.samestat(os.fstat(2), before)
 
 
+def test_a_run_that_was_never_begun_leaves_all_as_it_was(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    settings = {"jsonl": str(tmp_path / "a.jsonl"), "csv": str(tmp_path / "old.csv"), "overwrite": True}
+    with opened(RunSettings(source="demo", headless=True, **settings)):
+        pass
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.csv", "old")]
+
+
+def test_a_run_that_is_stopped_before_its_first_frame_leaves_all_as_it_was(tmp_path):
+    (tmp_path / "old.csv").write_text("old")
+    with opened(RunSettings(source="demo", headless=True, csv=str(tmp_path / "old.csv"), overwrite=True)) as made:
+        made.capture.stop()
+        assert list(made.results()) == []
+    assert (tmp_path / "old.csv").read_text() == "old"
+
+
 def test_stream_names_an_unknown_setting():
     with pytest.raises(InputError, match="unknown setting 'detector_every'"):
         list(maskfer_edge.stream("demo", detector_every=2))

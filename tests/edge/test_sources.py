@@ -1,8 +1,13 @@
+import time
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from maskfer_edge.camera_devices import NetworkStream, UsbCamera
+from maskfer_edge.camera_files import InRealTime
+from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.errors import InputError
 from maskfer_edge.sources import DEMO_CLIP, CameraOptions, open_camera
 
@@ -166,6 +171,18 @@ def test_a_file_in_its_own_time_is_live_but_ends(tmp_path):
         frames = frames_of(camera)
     assert len(frames) == 2
     assert frames[1].arrived - frames[0].arrived == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_jump_in_a_file_s_time_is_not_waited_for():
+    class Jumping(FakeCamera):
+        def read(self):
+            frame = super().read()
+            return frame and replace(frame, time=[0, 3600, 3600.1][frame.index])
+
+    camera = InRealTime(Jumping([np.zeros((8, 8, 3), np.uint8)] * 3))
+    started = time.monotonic()
+    assert [frame.time for frame in frames_of(camera)] == [0, 3600, 3600.1]
+    assert 0.05 < time.monotonic() - started < 2
 
 
 def test_a_file_in_a_loop_starts_again_and_its_numbers_go_on(tmp_path):

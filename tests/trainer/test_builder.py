@@ -591,6 +591,17 @@ def test_a_build_that_had_nothing_done_stands_in_the_way_of_no_other(tmp_path, s
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
 
 
+def test_two_builds_of_one_folder_do_not_disturb_each_other(tmp_path, small_source, read_folder):
+    def second(done: int, total: int) -> None:
+        if done == total:
+            with pytest.raises(OutputError, match=r"another run is writing .*out\.partial/build\.json"):
+                build(small_source, tmp_path / "out", seed=1)
+
+    build_dataset(small_source, tmp_path / "out", BuildSettings(), 1, second)
+    build(small_source, tmp_path / "whole")
+    assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("inside", [".", "data", "train/data"])
 def test_a_data_set_among_its_own_pictures_is_refused(tmp_path, make_source, monkeypatch, inside):
     source = make_source(tmp_path / "faces", 1, 1)

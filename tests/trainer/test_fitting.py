@@ -223,6 +223,14 @@ def with_records(dataset: Path, copy: Path, change) -> Path:
     return copy
 
 
+def pixels_of(dataset):
+    return [record["pixels_sha256"] for record in split_records(dataset, "train")]
+
+
+def held_out_of(dataset):
+    return validation_part(pixels_of(dataset), 0.2)
+
+
 def make_twins(records):
     """Two training faces of sad share their pixels, for every seed to keep together."""
     sad = [r for r in records if r["class"] == "sad" and r["split"] == "train"]
@@ -244,22 +252,21 @@ def test_copies_of_a_picture_stand_on_one_side(tmp_path, dataset):
     records = split_records(twins, "train")
     names = [record_name(record) for record in records]
     first, second = names.index("sad/0"), names.index("sad/1")
-    parts = [validation_part(records, share / 20) for share in range(1, 20)]
+    parts = [validation_part(pixels_of(twins), share / 20) for share in range(1, 20)]
     assert {(bool(part[first]), bool(part[second])) for part in parts} == {(False, False), (True, True)}
 
 
 def test_variants_of_a_picture_stand_on_one_side(tmp_path, dataset):
     several = with_records(dataset, tmp_path / "several", add_variants)
     records = split_records(several, "train")
-    part = dict(zip(map(record_name, records), validation_part(records, 0.5), strict=True))
+    part = dict(zip(map(record_name, records), validation_part(pixels_of(several), 0.5), strict=True))
     assert len(part) == 2 * 49
     assert 0 < sum(part.values()) < 2 * 49
     assert all(part[name] == part[f"{name}~1"] for name in part if "~" not in name)
 
 
 def test_the_validation_part_has_about_its_share(dataset):
-    records = split_records(dataset, "train")
-    parts = [validation_part(records, share) for share in (0.2, 0.4, 0.6, 0.8)]
+    parts = [validation_part(pixels_of(dataset), share) for share in (0.2, 0.4, 0.6, 0.8)]
     assert [part.mean() for part in parts] == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=0.15)
     assert all((smaller <= larger).all() for smaller, larger in pairwise(parts))
 
@@ -392,7 +399,7 @@ def test_a_network_learns_from_its_teachers(prepare, monkeypatch, tmp_path, data
     seen, teachers = [], [lean_run / "model.keras"]
     monkeypatch.setattr(fitting, "FaceBatches", lambda *given: seen.append(given[4]) or FaceBatches(*given))
     prepare(teachers=teachers)
-    kept = ~validation_part(split_records(dataset, "train"), 0.2)
+    kept = ~held_out_of(dataset)
     masked, bare = (read_part(dataset, part, "train").take(kept) for part in ("masked", "bare"))
     expected = ask(teachers, masked, bare, np.arange(len(masked)), lambda parts: np.ones(len(masked), np.int64))
     assert np.allclose(seen[0].masked, expected.masked, atol=1e-5)
@@ -412,7 +419,7 @@ def test_parts_that_are_left_out_make_up_all_faces(prepare):
 def test_a_network_of_bare_faces_alone_is_judged_on_bare_faces(prepare, dataset, share, part):
     _, judged = prepare(bare_share=share)
     of_part = read_part(dataset, part, "train")
-    assert np.array_equal(judged.images, of_part.take(validation_part(split_records(dataset, "train"), 0.2)).images)
+    assert np.array_equal(judged.images, of_part.take(held_out_of(dataset)).images)
 
 
 def test_the_confidence_is_calibrated_on_validation_faces(lean_run, dataset):
@@ -431,11 +438,11 @@ def test_a_class_that_is_to_be_lifted_is_so_before_the_temperature(tiny_networks
     fit(dataset, tmp_path / "run", settings(epochs=1, least_recall=0.4), verbose=0)
     assert asked[0][2] == 0.4
     training = read_part(dataset, "masked", "train")
-    assert asked[0][3].sum() == (~validation_part(split_records(dataset, "train"), 0.2)).sum()
+    assert asked[0][3].sum() == (~held_out_of(dataset)).sum()
     said = metadata(tmp_path / "run")
     assert said["lifted"] == {"Disgust": 1.5}
     model = keras.models.load_model(tmp_path / "run/model.keras", compile=False)
-    judged = training.take(validation_part(split_records(dataset, "train"), 0.2))
+    judged = training.take(held_out_of(dataset))
     right = model.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
     assert said["validation_accuracy"] == pytest.approx(right.mean(), abs=1e-4)
     before, after = (
@@ -565,7 +572,7 @@ def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, 
     rows = history(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
     best = keras.models.load_model(tmp_path / "run/checkpoints/best.keras", compile=False)
-    held_out = validation_part(split_records(dataset, "train"), 0.2)
+    held_out = held_out_of(dataset)
     judged = read_part(dataset, "masked", "train").take(held_out)
     right = best.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
     assert right.mean() == pytest.approx(max(row["val_accuracy"] for row in rows))

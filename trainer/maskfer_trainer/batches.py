@@ -15,9 +15,6 @@ from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.settings import FitSettings
 from maskfer_trainer.teachers import Lessons
 
-# Of pictures, in their order, as `dataset.split_records` gives them.
-Records = Sequence[dict[str, Any]]
-
 
 class FaceBatches:
     """Batches of faces, in an order and with changes that depend on seed and epoch alone.
@@ -83,8 +80,12 @@ class FaceBatches:
         return mix_up(faces, targets, weights, random, settings.mixup) if settings.mixup else (faces, targets, weights)
 
 
-def faces_shown(records: Records) -> npt.NDArray[np.int64]:
-    """Which face each picture shows: (n,) int64; pictures of one face have one number."""
+def faces_shown(records: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    """Which face each picture shows: (n,) int64; pictures of one face have one number.
+
+    Args:
+        records: Of the pictures, as `dataset.split_records` gives them.
+    """
     keys = [f"{record['source']} {record['box']}" for record in records]
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
@@ -102,20 +103,23 @@ def by_face(
     return order, first, counts
 
 
-def validation_part(records: Records, share: float) -> npt.NDArray[np.bool_]:
-    """Which training pictures are kept for validation: (n,) bool, by the hash of the bare pixels.
+def validation_part(pixels: Sequence[str], share: float) -> npt.NDArray[np.bool_]:
+    """Which training pictures are kept for validation: (n,) bool.
 
     Copies of a picture stand on one side. The part is the same for every seed, so that networks of
     several seeds, a network and its teacher, or a network and the one it starts from, never saw
     what any of them is judged on.
+
+    Args:
+        pixels: SHA-256 of each picture's bare pixels.
+        share: Of the pictures.
     """
-    return np.array([drawn_share("validation", 0, record["pixels_sha256"]) for record in records]) < share
+    return np.array([drawn_share("validation", 0, digest) for digest in pixels]) < share
 
 
-def part_of(records: Records, parts: int) -> npt.NDArray[np.int64]:
-    """Which of so many parts, from 1, each training picture is in: (n,) int64, by the hash of the bare pixels."""
-    drawn = [drawn_share("part", 0, record["pixels_sha256"]) for record in records]
-    return np.array([int(share * parts) + 1 for share in drawn], dtype=np.int64)
+def part_of(pixels: Sequence[str], parts: int) -> npt.NDArray[np.int64]:
+    """Which of so many parts, from 1, each training picture is in: (n,) int64, by `pixels` as of `validation_part`."""
+    return np.array([int(drawn_share("part", 0, digest) * parts) + 1 for digest in pixels], dtype=np.int64)
 
 
 def _smoothed(targets: FloatArray, share: float) -> FloatArray:

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 from maskfer_edge.dataset import CLASS_FOLDERS, SPLITS
 from maskfer_edge.decoding import PICTURE_SUFFIXES
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_space
+from maskfer_edge.files import check_space, lock
 from maskfer_trainer.duplicates import find_duplicates
 from maskfer_trainer.landmarks import check_installed
 from maskfer_trainer.picture import BuildSettings, Files, PictureMasker, Record, skipped
@@ -97,58 +98,77 @@ def build_dataset(
         import imagehash  # noqa: F401
     header = {"version": MANIFEST_VERSION, "source_sha256": source.fingerprint(), **settings.as_json()}
     partial = out.with_name(out.name + ".partial")
-    done = _resume(partial, header)
-    remaining = [photo for photo in photographs if photo.path not in done]
-    batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
-    try:
-        pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
-        check_space(partial, BYTES_A_PICTURE * pictures * len(remaining))
-        for part in ("masked", "bare", "truth"):
-            for split, folder in {(photo.split, CLASS_FOLDERS[photo.label]) for photo in photographs}:
-                if part == "masked" or (settings.keep_bare if part == "bare" else settings.ground_truth):
-                    (partial / part / split / folder).mkdir(parents=True, exist_ok=True)
-        if scheduler is not None:
-            made = _on_cluster(source, settings, partial, batches, scheduler)
-        else:
-            made = run_here(_HereTask(source, settings, partial), batches, workers or os.cpu_count() or 1, _died)
-        with closing(made), (partial / "progress.jsonl").open("a") as log:
-            for results in made:
-                for result in results:
-                    done[result["source"]] = result
-                    log.write(json.dumps(result) + "\n")
-                log.flush()
-                if progress:
-                    progress(len(done), len(photographs))
-        report = _finish(partial, out, source_path, header, [done[p.path] for p in photographs], settings, started)
-    except OSError as error:
-        raise OutputError(
-            f"{partial} cannot be written: {error.strerror or error}; what is done is kept there, "
-            "and the same command goes on from it"
-        ) from error
+    with _begin(partial) as begun:
+        try:
+            done = _resume(partial, begun, header)
+            remaining = [photo for photo in photographs if photo.path not in done]
+            batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
+            pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
+            check_space(partial, BYTES_A_PICTURE * pictures * len(remaining))
+            for part in ("masked", "bare", "truth"):
+                for split, folder in {(photo.split, CLASS_FOLDERS[photo.label]) for photo in photographs}:
+                    if part == "masked" or (settings.keep_bare if part == "bare" else settings.ground_truth):
+                        (partial / part / split / folder).mkdir(parents=True, exist_ok=True)
+            if scheduler is not None:
+                made = _on_cluster(source, settings, partial, batches, scheduler)
+            else:
+                made = run_here(_HereTask(source, settings, partial), batches, workers or os.cpu_count() or 1, _died)
+            with closing(made), (partial / "progress.jsonl").open("a") as log:
+                for results in made:
+                    for result in results:
+                        done[result["source"]] = result
+                        log.write(json.dumps(result) + "\n")
+                    log.flush()
+                    if progress:
+                        progress(len(done), len(photographs))
+            report = _finish(partial, out, source_path, header, [done[p.path] for p in photographs], settings, started)
+        except OSError as error:
+            raise OutputError(
+                f"{partial} cannot be written: {error.strerror or error}; what is done is kept there, "
+                "and the same command goes on from it"
+            ) from error
     return report
 
 
-def _resume(partial: Path, header: Record) -> dict[str, Record]:
-    """The results of a build that was cut short, by source path; makes the folder if there is none."""
-    header_text = json.dumps(header, sort_keys=True)
-    begun, log = partial / "build.json", partial / "progress.jsonl"
+def _begin(partial: Path) -> IO[bytes]:
+    """The open build.json of a build, which keeps others off it; makes the folder if there is none."""
+    begun = partial / "build.json"
     try:
-        if begun.exists() and not (log.exists() and log.stat().st_size):
-            shutil.rmtree(partial)  # of a build that had nothing done
-        if not partial.exists():
-            partial.mkdir(parents=True)
-            begun.write_text(header_text)
+        if partial.exists() and not begun.exists():
+            raise OutputError(f"{partial} holds no unfinished build; remove it and start again")
+        partial.mkdir(parents=True, exist_ok=True)
+        file = begun.open("a+b")
+    except OSError as error:
+        raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
+    try:
+        lock(file, begun)
+    except OutputError:
+        file.close()
+        raise
+    return file
+
+
+def _resume(partial: Path, begun: IO[bytes], header: Record) -> dict[str, Record]:
+    """The results of a build that was cut short, by source path; one that had nothing done gives way."""
+    header_text, log = json.dumps(header, sort_keys=True).encode(), partial / "progress.jsonl"
+    try:
+        if not (log.exists() and log.stat().st_size):
+            for part in ("masked", "bare", "truth"):
+                shutil.rmtree(partial / part, ignore_errors=True)
+            begun.truncate(0)
+            begun.write(header_text)
+            begun.flush()
             return {}
-        if not begun.exists() or begun.read_text() != header_text:
+        begun.seek(0)
+        if begun.read() != header_text:
             raise OutputError(f"{partial} holds an unfinished build with other settings; remove it and start again")
         done: dict[str, Record] = {}
-        if log.exists():
-            for line in log.read_text().splitlines(keepends=True):
-                with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
-                    result = json.loads(line)
-                    if all(_is_there(partial, name) for name in _files_of(result.get("records", ()))):
-                        done[result["source"]] = result
-            log.write_text("".join(json.dumps(result) + "\n" for result in done.values()))
+        for line in log.read_text().splitlines(keepends=True):
+            with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
+                result = json.loads(line)
+                if all(_is_there(partial, name) for name in _files_of(result.get("records", ()))):
+                    done[result["source"]] = result
+        log.write_text("".join(json.dumps(result) + "\n" for result in done.values()))
         return done
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error

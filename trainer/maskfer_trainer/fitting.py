@@ -20,7 +20,7 @@ from maskfer_edge.dataset import PictureSet, dataset_info, read_pictures, split_
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_trainer.ahead import made_ahead
-from maskfer_trainer.batches import FaceBatches, Records, faces_shown, part_of, validation_part
+from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import spread, spread_over
 from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
@@ -141,14 +141,14 @@ class Parts(NamedTuple):
         masked: Pictures to train on.
         bare: The bare one of each; None if none is needed.
         faces: (n,) which face each shows.
-        records: (n) of each.
+        pixels: SHA-256 of the bare pixels of each.
         validation: Bare pictures for a network of bare faces alone, else masked ones.
     """
 
     masked: PictureSet
     bare: PictureSet | None
     faces: npt.NDArray[np.int64]
-    records: Records
+    pixels: list[str]
     validation: PictureSet
 
 
@@ -168,14 +168,15 @@ def read_parts(dataset: Path, settings: FitSettings, need_bare: bool = False) ->
         raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
     masked = read_pictures(dataset, "masked", records)
     bare = read_pictures(dataset, "bare", records) if settings.bare_share > 0 or need_bare else None
-    held_out = validation_part(records, settings.validation_share)
+    pixels = [str(record["pixels_sha256"]) for record in records]
+    held_out = validation_part(pixels, settings.validation_share)
     judged = bare if bare is not None and settings.bare_share == 1 else masked
     part, parts = left_out(settings.leave_out)
-    shown = ~held_out & (part_of(records, parts) != part) if parts else ~held_out
+    shown = ~held_out & (part_of(pixels, parts) != part) if parts else ~held_out
     training, validation = masked.take(shown), judged.take(held_out)
     _check_parts(training, validation, dataset)
-    of_training = [records[i] for i in np.flatnonzero(shown)]
-    return Parts(training, bare.take(shown) if bare else None, faces_shown(of_training), of_training, validation)
+    of_training = [pixels[i] for i in np.flatnonzero(shown)]
+    return Parts(training, bare.take(shown) if bare else None, faces_shown(records)[shown], of_training, validation)
 
 
 def _batches(
@@ -184,7 +185,7 @@ def _batches(
     parts = read_parts(dataset, settings, need_bare=bool(teachers))
     lessons = (
         # cached, as teachers mostly left out parts of the same number
-        ask(teachers, parts.masked, parts.bare, parts.faces, cache(partial(part_of, parts.records)), say)
+        ask(teachers, parts.masked, parts.bare, parts.faces, cache(partial(part_of, parts.pixels)), say)
         if teachers and parts.bare is not None
         else None
     )

@@ -167,7 +167,7 @@ class LineFile(Output):
                 start = self._file.tell()
                 if self._rotate_bytes and start and start + len(text) > self._rotate_bytes:
                     self._rotate()
-                    start, text = 0, self.header.encode() + text
+                    start, text = self._file.tell(), self.header.encode() + text
             written = self._file.write(text)
             self._file.flush()
             if written is not None and written < len(text):
@@ -197,6 +197,7 @@ class LineFile(Output):
                 newer.replace(older)
         with self._file:  # which keeps others off it until it is whole
             self._file = self._open(os.O_WRONLY)
+            self._file.seek(0, os.SEEK_END)  # another run may have been quicker
 
 
 def _end_of_last_line(file: IO[bytes]) -> int:

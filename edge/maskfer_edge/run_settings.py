@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from maskfer_edge.errors import InputError
@@ -107,8 +106,9 @@ class RunSettings:
         """Refuse a run that would write what it reads: files by what they are for. Raises InputError."""
         for name, path in self.written():
             for what, other in read.items():
-                # a bundled network's name is no file
-                if other and Path(other).exists() and os.path.realpath(path) == os.path.realpath(other):
+                # a bundled network's name is no file, and an address may be longer than any
+                there = os.path.exists(other)  # noqa: PTH110 (Path.exists raises then)
+                if there and os.path.realpath(path) == os.path.realpath(other):
                     raise InputError(f"{name} would replace the {what.replace('_', ' ')} {other}; name another file")
 
     @property

@@ -74,6 +74,7 @@ def test_what_a_run_reads_it_does_not_write(tmp_path, monkeypatch, settings, sai
 def test_a_name_of_no_file_may_be_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert RunSettings(source="demo", jsonl="demo", model="large", csv="large").jsonl == "demo"
+    assert RunSettings(source=f"rtsp://camera/{'a' * 1000}", jsonl="a.jsonl").jsonl == "a.jsonl"
 
 
 def test_what_is_to_be_blurred_is_looked_for_in_each_frame_unless_told():

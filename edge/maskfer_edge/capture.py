@@ -262,8 +262,8 @@ class Capture:
             if self._over():
                 return
             # numbers go on over a loss
-            numbered = replace(frame, index=self._count) if camera.endless else frame
-            self._frames.append(replace(numbered, losses=frame.losses + self.losses))
+            index = self._count if camera.endless else frame.index
+            self._frames.append(replace(frame, index=index, losses=frame.losses + self.losses))
             self._count += 1
             self._changed.notify_all()
 

@@ -97,10 +97,15 @@ def record_name(record: dict[str, Any]) -> str:
     return f"{record['class']}/{record['stem']}"
 
 
-def split_records(dataset: Path, split: str) -> list[dict[str, Any]]:
+def split_records(dataset: Path, split: str, *needed: str) -> list[dict[str, Any]]:
     """The manifest's records of one split (train or test), by class in the order of the labels, then by stem.
 
     Landmarks and outlines, which are the most of a record, are left out.
+
+    Args:
+        dataset: Made by ``trainer build-dataset``.
+        split: Which.
+        needed: Keys that each record must have besides ``box``.
 
     Raises:
         InputError: If a class has none, or the data set is of an earlier version.
@@ -110,7 +115,7 @@ def split_records(dataset: Path, split: str) -> list[dict[str, Any]]:
         for record in manifest(dataset)
         if record["split"] == split
     ]
-    if any("box" not in record for record in records):
+    if not all({"box", *needed} <= record.keys() for record in records):
         raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
     present = {record["class"] for record in records}
     for folder in CLASS_FOLDERS:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and that one run writes at a time."""
 
 from __future__ import annotations
 

@@ -111,7 +111,8 @@ def opened(
         if settings.source == "auto":
             settings = replace(settings, source=pick_source())
             tell(f"source: {settings.source}")
-        camera, reopen = _open_camera(settings, server, quiet)
+        with quiet():
+            camera, reopen = _open_camera(settings, server)
         retries = None if settings.retries < 0 else settings.retries
         # which closes the camera
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
@@ -184,17 +185,14 @@ def _with_installed(settings: RunSettings, tell: Tell, leave: Leave) -> tuple[Ru
     return _with_models(settings, chosen), watch
 
 
-def _open_camera(
-    settings: RunSettings, server: BrowserServer | None, quiet: Quiet
-) -> tuple[Camera, Callable[[], Camera] | None]:
+def _open_camera(settings: RunSettings, server: BrowserServer | None) -> tuple[Camera, Callable[[], Camera] | None]:
     """The camera, and how it is opened again."""
     if settings.source == BROWSER_SOURCE:
         assert server is not None
         return BrowserCamera(server), None
     options = CameraOptions(settings.size_wh, settings.fps, settings.realtime, settings.loop)
-    with quiet():
-        camera = open_camera(settings.source, options)
-    # once other threads run, the process's stderr is no longer to be redirected
+    camera = open_camera(settings.source, options)
+    # not quiet: once other threads run, the process's stderr is no longer to be redirected
     return camera, partial(open_camera, settings.source, options) if camera.endless else None
 
 

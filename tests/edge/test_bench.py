@@ -17,6 +17,13 @@ def short(monkeypatch):
     monkeypatch.setattr(module, "REALTIME_FRAMES", 5)
 
 
+@pytest.fixture
+def no_processes(monkeypatch):
+    """What is measured in other processes is made up."""
+    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
+    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+
+
 @pytest.fixture(scope="module")
 def bundled(tmp_path_factory):
     from importlib.resources import files
@@ -35,9 +42,7 @@ def test_it_measures_frames_stages_start_memory_and_cpu(bundled):
     assert report.faces_a_frame > 0.5
 
 
-def test_without_a_rival_there_is_no_comparison(monkeypatch):
-    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
-    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+def test_without_a_rival_there_is_no_comparison(no_processes):
     assert bench(RunSettings(source="demo")).naive_fps is None
 
 
@@ -57,10 +62,8 @@ def test_a_camera_cannot_be_measured(monkeypatch):
 
 
 @pytest.mark.parametrize(("most_bytes", "max_frames", "count"), [(1e9, 0, 6), (1e6, 0, 2), (1e9, 4, 4)])
-def test_no_more_frames_are_held_than_asked_for_or_fit(monkeypatch, most_bytes, max_frames, count):
+def test_no_more_frames_are_held_than_asked_for_or_fit(no_processes, monkeypatch, most_bytes, max_frames, count):
     monkeypatch.setattr(module, "MOST_BYTES", most_bytes)
-    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
-    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
     assert bench(RunSettings(source="demo", max_frames=max_frames)).frames[0] == count
 
 
@@ -103,9 +106,7 @@ def test_a_process_that_fails_is_no_figure(measure):
         measure(RunSettings(source="gone.mp4", headless=True))
 
 
-def test_opencv_s_threads_are_as_before(monkeypatch, bundled):
-    monkeypatch.setattr(module, "start_to_first_result", lambda settings: (1.0, 2.0))
-    monkeypatch.setattr(module, "realtime_share", lambda settings: 0.5)
+def test_opencv_s_threads_are_as_before(no_processes, bundled):
     before = cv2.getNumThreads()
     bench(RunSettings(source="demo"), bundled)
     assert cv2.getNumThreads() == before

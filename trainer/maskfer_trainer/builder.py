@@ -97,7 +97,7 @@ def build_dataset(
     with extra("trainer"):
         import imagehash  # noqa: F401
     header = {"version": MANIFEST_VERSION, "source_sha256": source.fingerprint(), **settings.as_json()}
-    partial = out.with_name(out.name + ".partial")
+    partial = unfinished(out)
     with _begin(partial) as begun:
         try:
             done = _resume(partial, begun, header)
@@ -128,6 +128,11 @@ def build_dataset(
                 "and the same command goes on from it"
             ) from error
     return report
+
+
+def unfinished(out: Path) -> Path:
+    """Where a build is kept until it is whole."""
+    return Path(f"{out}.partial")
 
 
 def _begin(partial: Path) -> IO[bytes]:

@@ -68,7 +68,7 @@ def build_dataset_command(
 ) -> None:
     """Put a mask on every face of SOURCE and write a data set."""
     with extra("trainer"):
-        from maskfer_trainer.builder import build_dataset
+        from maskfer_trainer.builder import build_dataset, unfinished
         from maskfer_trainer.masks import KINDS
         from maskfer_trainer.picture import BuildSettings
         from maskfer_trainer.progress import progress_bar
@@ -92,7 +92,7 @@ def build_dataset_command(
         dedupe=dedupe,
         seed=seed,
     )
-    with progress_bar("Masking faces") as progress, _going_on(Path(f"{out}.partial"), "the same command"):
+    with progress_bar("Masking faces") as progress, _going_on(unfinished(out), "the same command"):
         report = build_dataset(source, out, settings, workers, progress, scheduler)
     if json_:
         print_json(report)

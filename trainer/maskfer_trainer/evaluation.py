@@ -127,9 +127,7 @@ def evaluate(
         predict, margins = open_model(model, mirror=mirror)
     if detector and detector not in margins:
         raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")
-    records = split_records(dataset, "test")
-    if not all({"in_train", "near_train", "mask"} <= record.keys() for record in records):
-        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    records = split_records(dataset, "test", "in_train", "near_train", "mask")
     in_train, near_train = ({record_name(r) for r in records if r[key]} for key in ("in_train", "near_train"))
     pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     scores = {part: predict(of_part.images) for part, of_part in pictures.items()}

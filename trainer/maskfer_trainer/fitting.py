@@ -163,9 +163,7 @@ def read_parts(dataset: Path, settings: FitSettings, need_bare: bool = False) ->
     Raises:
         InputError: If they cannot be read, or there are too few.
     """
-    records = split_records(dataset, "train")
-    if not all({"source", "pixels_sha256"} <= record.keys() for record in records):
-        raise InputError(f"{dataset} was built by an earlier version of maskfer; build it again")
+    records = split_records(dataset, "train", "source", "pixels_sha256")
     masked = read_pictures(dataset, "masked", records)
     bare = read_pictures(dataset, "bare", records) if settings.bare_share > 0 or need_bare else None
     pixels = [str(record["pixels_sha256"]) for record in records]

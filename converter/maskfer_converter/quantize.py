@@ -30,7 +30,7 @@ from maskfer_converter.keras_model import load_keras
 from maskfer_converter.layer_noise import LayerNoise, layer_noise
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import CROP_MARGINS
-from maskfer_edge.dataset import PARTS, dataset_info, read_part
+from maskfer_edge.dataset import PARTS, dataset_info, read_pictures, split_records
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import check_free, whole_file, write_whole
 from maskfer_edge.model_file import Model, ModelInfo, pack
@@ -117,7 +117,8 @@ def quantize(
     network, said = load_keras(keras_path)
     progress("reading pictures")
     calibration = calibration_pictures(dataset, per_class, seed)
-    pictures = {part: read_part(dataset, part, "test") for part in PARTS}
+    records = split_records(dataset, "test")
+    pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     progress("converting")
     flatbuffer = convert(network, form, calibration.pictures)
     graph = read_graph(flatbuffer, str(out))

@@ -12,7 +12,7 @@ from maskfer_converter.convert import FORMATS, INT8
 from maskfer_converter.graph import read_graph
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import LABELS
-from maskfer_edge.dataset import PARTS, dataset_info, read_part
+from maskfer_edge.dataset import PARTS, dataset_info, read_pictures, split_records
 from maskfer_edge.model_file import ModelInfo, load_model
 
 
@@ -57,7 +57,8 @@ def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verificat
     if form == INT8:
         checks.append(_calibration_check(said))
     same = said.quantization.get("dataset_sha256") == info.get("sha256")
-    pictures = {part: read_part(dataset, part, "test") for part in PARTS}
+    records = split_records(dataset, "test")
+    pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     checks += check_runtimes(same_classes(model, pictures["masked"].images))
     classifier, accuracy = Classifier(model), {}
     for part, of_part in pictures.items():

@@ -1,6 +1,16 @@
-"""How addresses are shown."""
+"""Where to serve and where to publish, out of what a person wrote, and how addresses are shown."""
 
 from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+from maskfer_edge.errors import InputError
+
+PASSWORD_VARIABLE = "MASKFER_MQTT_PASSWORD"
+PORTS = {"mqtt": 1883, "mqtts": 8883}
 
 
 def without_secrets(source: str) -> str:
@@ -18,3 +28,87 @@ def without_secrets(source: str) -> str:
     if unclear or "@" in rest.partition("/")[0].replace("#", "?").partition("?")[2]:
         return f"{scheme}://…"
     return f"{scheme}://{place}"
+
+
+def address(text: str, name: str, usual: int) -> tuple[str, int]:
+    """Host and port to serve at.
+
+    Args:
+        text: ``PORT`` or ``HOST:PORT``; the host is this machine by default.
+        name: Of the setting, for messages.
+        usual: A port that messages give as an example.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise InputError(f"{name} must be a port or HOST:PORT, such as {usual} or 0.0.0.0:{usual}; received {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+@dataclass(frozen=True)
+class Broker:
+    """Where and as whom to publish.
+
+    Attributes:
+        scheme: ``mqtt``, or ``mqtts`` for TLS.
+        host: Name or address.
+        port: TCP port.
+        user: None: anonymous.
+        password: None: without.
+        prefix: What all topics but Home Assistant's begin with, without a slash at its ends.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    user: str | None
+    password: str | None = field(repr=False)
+    prefix: str
+
+    def __str__(self) -> str:
+        """For messages: neither user nor password."""
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def parse_broker(url: str) -> Broker:
+    """Take an address apart.
+
+    Args:
+        url: ``mqtt://[user[:password]@]host[:port][/prefix]``, or ``mqtts://`` for TLS with the system's certificates.
+            The environment's `PASSWORD_VARIABLE` stands in for a missing password.
+
+    Raises:
+        InputError: If it cannot be used. The text never holds any of the address, as that may hold a password.
+    """
+    try:
+        url.encode()
+        parts = urlsplit(url)
+        host, port, prefix = parts.hostname or "", parts.port, unquote(parts.path).strip("/")
+        # as the connection will do, in a thread that must not die of it
+        host.encode("idna")
+    except ValueError:
+        raise _wrong("has a host or port that cannot be used") from None
+    if parts.scheme not in PORTS:
+        raise _wrong("does not begin with mqtt:// or mqtts://")
+    if not host or port == 0 or any(letter.isspace() for letter in host):
+        raise _wrong("has no host, a blank in it, or port 0")
+    if set("?#") & set(url) or set("+#\0") & set(prefix):
+        raise _wrong("has one of ? # + where MQTT allows none")
+    user, password = parts.username, parts.password
+    return Broker(
+        scheme=parts.scheme,
+        host=host,
+        port=port or PORTS[parts.scheme],
+        user=None if user is None else unquote(user),
+        password=os.environ.get(PASSWORD_VARIABLE) if password is None else unquote(password),
+        prefix=prefix or f"maskfer/{socket.gethostname()}",
+    )
+
+
+def _wrong(what: str) -> InputError:
+    return InputError(
+        f"the MQTT address {what}; give mqtt://[user[:password]@]host[:port][/prefix], or mqtts:// for TLS; "
+        f"leave a password with special characters to the environment variable {PASSWORD_VARIABLE}"
+    )

@@ -57,16 +57,9 @@ class BrowserView(Output):
         """
         self._health, self._camera = health, camera
         self._viewers: set[Client] = set()
-        self._gone_replaced = 0
         self._lock = threading.Lock()
         server.sockets["/view"] = self._serve
         server.pages["/healthz"] = self._healthz
-
-    @property
-    def replaced(self) -> int:
-        """Pictures that pages were too slow for."""
-        with self._lock:
-            return self._gone_replaced + sum(viewer.replaced for viewer in self._viewers)
 
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Hand the picture to every page; never waits for one."""
@@ -113,7 +106,6 @@ class BrowserView(Output):
         finally:
             with self._lock:
                 self._viewers.discard(client)
-                self._gone_replaced += client.replaced
 
     def _healthz(self) -> tuple[HTTPStatus, str]:
         health = self._health()

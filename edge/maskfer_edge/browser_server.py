@@ -61,11 +61,10 @@ class Client:
         connection: To receive from.
         over: Whether it is to be closed.
         closing: Code and reason to close it with.
-        replaced: Messages that a newer one replaced before they were sent.
     """
 
     def __init__(self, connection: ServerConnection) -> None:
-        self.connection, self.over, self.replaced = connection, False, 0
+        self.connection, self.over = connection, False
         self.closing = (GOING_AWAY, ENDED)
         self._changed = threading.Condition()
         self._slot: Any = None
@@ -74,7 +73,6 @@ class Client:
     def post(self, item: object) -> None:
         """Put something into the slot; never waits."""
         with self._changed:
-            self.replaced += self._slot is not None
             self._slot = item
             self._changed.notify()
         self.cut_if_stuck()

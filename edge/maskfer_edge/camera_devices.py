@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from maskfer_edge.addresses import without_secrets
-from maskfer_edge.cameras import Camera, Frame
+from maskfer_edge.camera_list import PICAMERA2_INSTALL
+from maskfer_edge.cameras import FRAMES_MISSED, Camera, Frame
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import CameraError, DependencyError
 
@@ -90,12 +91,19 @@ class UsbCamera(_CaptureCamera):
 class NetworkStream(_CaptureCamera):
     """A camera on the network: RTSP, or MJPEG and the like over HTTP."""
 
-    def __init__(self, url: str) -> None:
-        """Connect. Raises CameraError if nothing answers in time."""
+    def __init__(self, url: str, fps: float = 0.0) -> None:
+        """Connect.
+
+        Args:
+            url: Its address.
+            fps: Frames a second that are to be expected; 0: as the stream says, which of a slow one is often wrong.
+
+        Raises:
+            CameraError: If nothing answers in time.
+        """
         self.name = without_secrets(url)
-        limits = [
-            cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, STREAM_READ_MS,
-        ]  # fmt: skip
+        read_ms = max(STREAM_READ_MS, round(1000 * FRAMES_MISSED / fps)) if fps else STREAM_READ_MS
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_ms]
         self._capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits)
         if not self._capture.isOpened():
             raise CameraError(
@@ -103,7 +111,7 @@ class NetworkStream(_CaptureCamera):
                 "address (rtsp://user:password@host/path)?"
             )
         said = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = float(said) if np.isfinite(said) and 1 <= said <= 240 else 25.0
+        self.fps = fps or (float(said) if np.isfinite(said) and 1 <= said <= 240 else 25.0)
 
     def _ended(self) -> str:
         return f"stream {self.name} gives no more frames"
@@ -129,10 +137,7 @@ class PiCamera(Camera):
         try:
             from picamera2 import Picamera2
         except ImportError as error:
-            raise DependencyError(
-                "picamera2 is not installed; run: sudo apt install -y python3-picamera2, and make the virtual "
-                "environment with --system-site-packages"
-            ) from error
+            raise DependencyError(f"picamera2 is not installed; {PICAMERA2_INSTALL}") from error
         except Exception as error:  # compiled against another numpy: ValueError, AttributeError
             raise DependencyError(
                 f"picamera2 cannot be loaded ({' '.join(str(error).split())[:150]}); "

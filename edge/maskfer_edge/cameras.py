@@ -11,6 +11,9 @@ from types import TracebackType
 
 from maskfer_edge.contract import UInt8Array
 
+# A live camera that gives no frame in the time of so many is lost.
+FRAMES_MISSED = 3
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -19,7 +22,8 @@ class Frame:
     Attributes:
         image: (height, width, 3) uint8, B,G,R.
         index: Its number in the source, from 0.
-        time: Live: seconds since 1970 at capture. Else: seconds from the source's beginning.
+        time: Of hardware, the network and a browser: seconds since 1970 at capture. Of a file, also one that is played
+            in its own time: seconds from its beginning.
         arrived: Of `time.monotonic`, when it was read.
         grey: (h, w) uint8, the same picture smaller and grey, if the camera gives that for nothing.
         losses: How often the camera had been lost, or another page of a browser had taken its place, before it.

@@ -17,7 +17,7 @@ from types import TracebackType
 
 import numpy as np
 
-from maskfer_edge.cameras import Camera, Frame
+from maskfer_edge.cameras import FRAMES_MISSED, Camera, Frame
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.errors import CameraError, MaskferError
 
@@ -25,7 +25,6 @@ from maskfer_edge.errors import CameraError, MaskferError
 AHEAD = 2
 # A camera that gives no frame, or the same picture again and again, for so long is lost.
 STALL_S = 2.0
-FRAMES_MISSED = 3
 # Standard deviation in grey levels below which a picture shows nothing, and may well be the same for ever.
 DARK = 3.0
 # Opening a camera, and its first frame, may take so long.
@@ -72,10 +71,11 @@ class Capture:
         self.camera, self.dropped, self.losses, self.lost = camera, 0, 0, ""
         self._reopen, self._retries = reopen, retries
         self._stall_s = max(stall_s, FRAMES_MISSED / camera.fps)
+        self._opening_s = max(OPENING_S, self._stall_s)
         self._first_pause_s, self._tell = first_pause_s, tell
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
-        self._stop = threading.Event()
+        self._stopped = False
         self._ended = False
         self._error: BaseException | None = None
         self._count = 0  # of frames handed over
@@ -88,7 +88,7 @@ class Capture:
         self._reader = self._new_reader(camera)
 
     def __enter__(self) -> Capture:
-        self._deadline = time.monotonic() + OPENING_S
+        self._deadline = time.monotonic() + self._opening_s
         self._reader.start()
         return self
 
@@ -96,17 +96,18 @@ class Capture:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        # a read that hangs in the driver must not keep the program from ending
-        self._reader.join(timeout=1.5)
+        if self._reader.is_alive():
+            # a read that hangs in the driver must not keep the program from ending
+            self._reader.join(timeout=1.5)
 
     @property
     def stopped(self) -> bool:
         """Whether `stop` was called."""
-        return self._stop.is_set()
+        return self._stopped
 
     def stop(self) -> None:
-        """End the iteration as soon as it can; safe to call from a signal handler."""
-        self._stop.set()
+        """End the iteration as soon as it can; safe to call from a signal handler, as it takes no lock."""
+        self._stopped = True
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames until the source ends or `stop` is called.
@@ -117,10 +118,10 @@ class Capture:
         while True:
             with self._changed:
                 # the timeout lets a stop from a signal handler through, which cannot take the lock
-                while not (self._frames or self._ended or self._stop.is_set()):
+                while not (self._frames or self._ended or self._stopped):
                     self._changed.wait(timeout=0.1)
                     self._check_stall()
-                if self._stop.is_set():
+                if self._stopped:
                     return
                 if not self._frames:
                     if self._error is not None:
@@ -143,20 +144,23 @@ class Capture:
             self._error = CameraError(f"{self.camera.name} hangs whenever it is opened; start the program again")
             self._ended = True
             return
-        if self.camera.exclusive:
-            # closing may hang as reading does
-            threading.Thread(target=_close, args=(self.camera,), name="close", daemon=True).start()
-        self._reader = self._new_reader(None)
         self._note_loss("it gives no frames")
-        self._deadline = time.monotonic() + OPENING_S
-        self._reader.start()
+        try:
+            if self.camera.exclusive:
+                # closing may hang as reading does
+                threading.Thread(target=_close, args=(self.camera,), name="close", daemon=True).start()
+            self._reader = self._new_reader(None)
+            self._deadline = time.monotonic() + self._opening_s
+            self._reader.start()
+        except RuntimeError as error:  # the system allows no more threads
+            self._error, self._ended = CameraError(f"{self.camera.name} gives no frames, and {error}"), True
 
     def _new_reader(self, camera: Camera | None) -> threading.Thread:
         return threading.Thread(target=self._run, args=(camera,), name=f"capture {self.camera.name}", daemon=True)
 
     def _over(self) -> bool:
         """Whether the thread that asks should end: told to stop, or another reader has taken its place."""
-        return self._stop.is_set() or self._ended or threading.current_thread() is not self._reader
+        return self._stopped or self._ended or threading.current_thread() is not self._reader
 
     def _run(self, camera: Camera | None) -> None:
         error: BaseException | None = None
@@ -211,8 +215,11 @@ class Capture:
         assert self._reopen is not None
         # the exponent is bounded so that weeks of attempts do not overflow it
         pause = min(self._first_pause_s * 2 ** min(self._failures - 1, 16), LONGEST_PAUSE_S)
-        self._deadline = time.monotonic() + pause + OPENING_S
-        if self._stop.wait(pause) or self._over():
+        self._deadline = time.monotonic() + pause + self._opening_s
+        until = time.monotonic() + pause
+        while time.monotonic() < until and not self._over():
+            time.sleep(min(0.1, pause))
+        if self._over():
             return None
         camera = self._reopen()
         if not self._over():

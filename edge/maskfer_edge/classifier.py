@@ -10,7 +10,7 @@ import numpy as np
 from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray, UInt8Array
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.model_file import Model, load_model
-from maskfer_edge.runtime import AUTO, check_types, dequantised, open_interpreter
+from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
 DEFAULT_MODEL = "lean-int8.tflite"
 # What comes with the package, by the names that `--model` takes.
@@ -74,7 +74,7 @@ class Classifier:
             raise ModelError(f"{model.name} has tensors of shapes {shapes}; expected {expected}")
         self._input, self._output = inputs[0], outputs[0]
         check_types((self._input, self._output), model.name)
-        self._in_scale, self._in_zero = self._input["quantization"]
+        self._codes = codes_of_pixels(self._input)
         self._buffer = np.empty(expected[0], dtype=self._input["dtype"])
 
     def __call__(self, face: UInt8Array) -> FloatArray:
@@ -97,21 +97,10 @@ class Classifier:
         return (scores + self._scores(face[:, ::-1])) / np.float32(2) if self.mirror else scores
 
     def _scores(self, face: UInt8Array) -> FloatArray:
-        self._quantise(face)
+        self._buffer[0, ..., 0] = self._codes[face]
         self._interpreter.set_tensor(self._input["index"], self._buffer)
         self._interpreter.invoke()
         return self._dequantise(self._interpreter.get_tensor(self._output["index"])[0])
-
-    def _quantise(self, face: UInt8Array) -> None:
-        target = self._buffer[0, ..., 0]
-        if self._input["dtype"] == np.float32 or (self._input["dtype"], self._in_scale, self._in_zero) == (
-            np.uint8, 1.0, 0,
-        ):  # fmt: skip
-            target[...] = face
-            return
-        limits = np.iinfo(self._input["dtype"])
-        # widened first: int8 arithmetic would wrap around
-        target[...] = np.clip(np.round(face / np.float32(self._in_scale)) + self._in_zero, limits.min, limits.max)
 
     def _dequantise(self, raw: FloatArray) -> FloatArray:
         scores = dequantised(raw, self._output)

@@ -269,7 +269,7 @@ def predict_command(
 
 
 class _Signals:
-    """SIGINT and SIGTERM end a run in order: with files finished and the camera free.
+    """SIGINT, SIGTERM and a terminal that hangs up end a run in order: with files finished and the camera free.
 
     Attributes:
         received: Whether one of them came.
@@ -280,7 +280,10 @@ class _Signals:
         self.received = False
 
     def __enter__(self) -> _Signals:
-        self._before = {number: signal.signal(number, self._end) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's wish
+            numbers.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._end) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -294,11 +297,12 @@ class _Signals:
             capture.stop()
 
     def _end(self, number: int, frame: object) -> None:
-        first, self.received = not self.received, True
-        if self._capture is not None:
-            self._capture.stop()
-        elif first:  # a second one must not cut the closing short
+        if self.received:  # a second one must not cut the closing short
+            return
+        self.received = True
+        if self._capture is None:
             raise KeyboardInterrupt
+        self._capture.stop()
 
 
 def _leave(error: MaskferError) -> None:

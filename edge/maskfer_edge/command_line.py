@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
@@ -38,25 +39,26 @@ def run_app(app: typer.Typer, name: str) -> None:
     try:
         app(prog_name=name)
     except MaskferError as error:
-        sys.stderr.write(f"{name}: {error}\n")
+        say(f"{name}: {error}")
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.stderr.write(f"{name}: interrupted\n")
+        say(f"{name}: interrupted")
         sys.exit(130)
     except SystemExit as end:
         # typer makes of Ctrl-C an exit status that says nothing
         if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
-            sys.stderr.write(f"{name}: interrupted\n")
+            say(f"{name}: interrupted")
         raise
     except OSError as error:  # a full disk, a lost mount: whatever no writer has named already
         what = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"{name}: {what}{error.strerror or error}\n")
+        say(f"{name}: {what}{error.strerror or error}")
         sys.exit(1)
 
 
 def say(text: str) -> None:
-    """A message for the person at the terminal: stderr."""
-    sys.stderr.write(text + "\n")
+    """A message for the person at the terminal: stderr. That nobody can read it any more ends no run."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text + "\n")
 
 
 def print_result(text: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from socketserver import StreamRequestHandler
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import OutputError
@@ -12,6 +14,10 @@ from maskfer_edge.health import Health
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
+
+
+# Within which who connects has to ask.
+ASKING_S = 10.0
 
 
 class MetricsServer:
@@ -47,6 +53,9 @@ class MetricsServer:
                 f"metrics cannot be served at {host} port {port}: {why}; give a free port from 1024 to 65535 "
                 "and an address of this machine, e.g. 127.0.0.1"
             ) from error
+        # else whoever connects and asks for nothing keeps a thread for ever, and the service has few
+        usual: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("Handler", (_AskedInTime, usual), {})
         self.port = self._server.server_port
 
     def close(self) -> None:
@@ -62,6 +71,14 @@ class MetricsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _AskedInTime(StreamRequestHandler):
+    timeout = ASKING_S
+
+    def handle(self) -> None:
+        with suppress(TimeoutError):
+            super().handle()
 
 
 class HealthCollector:

@@ -4,7 +4,7 @@ start ──► models opened ──► first frame ──► results for 10 s, 
   │                             └──(a frame without a result for 60 s)──► put back, the run ends
   └──(for the fourth time in a row without having come to good)──► put back, the last good one runs at once
 
-What ends between "models opened" and "first frame" is the camera's fault and counts for nothing.
+What ends between "models opened" and "first frame", by the camera's fault, or while no frame comes, counts for nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from maskfer_edge.model_store import ModelStore, Stored
 LIMIT_S = 60.0
 # Results for so long, and it is good.
 PROVED_S = 10.0
+# Without a frame in work for so long, what ends the process is not the model's fault.
+IDLE_S = 5.0
 # For a loop that goes on after all to end in order.
 GRACE_S = 2.0
 
@@ -85,7 +87,10 @@ class TrialWatch:
 
     Attributes:
         put_back: Kinds of which the run has the last good model, as the newest has failed before.
+        source_failed: Whether what ends the run is the source's error: a camera's, or a picture's that is damaged.
     """
+
+    source_failed = False
 
     def __init__(
         self, store: ModelStore | None, on_trial: Mapping[str, str], leave: Leave, put_back: tuple[str, ...] = ()
@@ -104,7 +109,9 @@ class TrialWatch:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="model trial", daemon=True)
+        self._counted = False
         self._busy_since: float | None = None
+        self._idle_since = 0.0
         self._first_result: float | None = None
         self._error: ModelError | None = None
         self._later: list[Callable[[], None]] = []
@@ -129,10 +136,12 @@ class TrialWatch:
         """A frame comes to the loop."""
         if not self.on:
             return
-        if self._first_result is None and self._busy_since is None:
-            self._note_try(+1)
+        with self._lock:
+            self._busy_since = time.monotonic()
+            if not self._counted:
+                self._note_try(+1)
+        if self._thread.ident is None:
             self._thread.start()
-        self._busy_since = time.monotonic()
 
     def result(self, classifier: Classifier) -> None:
         """The loop has made something of the frame.
@@ -153,7 +162,7 @@ class TrialWatch:
             if EXPRESSION in self._on_trial:
                 classifier(np.zeros((INPUT_SIZE, INPUT_SIZE), dtype=np.uint8))
             self._first_result = now
-        self._busy_since = None
+        self._busy_since, self._idle_since = None, now
         if now - self._first_result >= PROVED_S:
             self._prove()
             for action in self._later:
@@ -167,10 +176,12 @@ class TrialWatch:
                 far, if there are any, are proof.
         """
         self._closed.set()
+        innocent = innocent or self.source_failed
         if self.on and innocent and self._first_result is not None and self._error is None:
             self._prove()
 
     def _note_try(self, by: int) -> None:
+        self._counted = by > 0
         self._change(lambda slot: replace(slot, tries=max(0, slot.tries + by)))
 
     def _prove(self) -> None:
@@ -204,9 +215,12 @@ class TrialWatch:
     def _watch(self) -> None:
         """Runs beside the loop, as a loop that hangs cannot watch itself."""
         while not self._closed.wait(min(1.0, LIMIT_S / 10)):
-            since = self._busy_since
-            if since is not None and time.monotonic() - since > LIMIT_S:
+            since, now = self._busy_since, time.monotonic()
+            if since is not None and now - since > LIMIT_S:
                 break
+            with self._lock:
+                if self._counted and self._busy_since is None and now - self._idle_since > IDLE_S:
+                    self._note_try(-1)
         with self._lock:
             if self._closed.is_set():
                 return
@@ -219,7 +233,7 @@ class TrialWatch:
 
 
 class WatchedCapture(Capture):
-    """Tells a watch of each frame that it hands over."""
+    """Tells a watch of each frame that it hands over, and if the source fails."""
 
     def __init__(self, watch: TrialWatch, *arguments: Any, **options: Any) -> None:
         """As `Capture`, with the watch before."""
@@ -228,6 +242,14 @@ class WatchedCapture(Capture):
 
     def __iter__(self) -> Iterator[Frame]:
         """Yield frames as `Capture` does."""
-        for frame in super().__iter__():
+        frames = super().__iter__()
+        while True:
+            try:
+                frame = next(frames, None)
+            except Exception:
+                self._watch.source_failed = True
+                raise
+            if frame is None:
+                return
             self._watch.frame()
             yield frame

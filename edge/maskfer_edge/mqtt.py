@@ -8,19 +8,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
+from maskfer_edge.addresses import PASSWORD_VARIABLE, parse_broker
 from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import extra
@@ -30,9 +28,8 @@ from maskfer_edge.home_assistant import discovery, identity
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FrameResult
 
-PASSWORD_VARIABLE = "MASKFER_MQTT_PASSWORD"
-PORTS = {"mqtt": 1883, "mqtts": 8883}
 HEALTH_S = 10.0
+MACHINE_ID = Path("/etc/machine-id")
 # A connection that is dead without a word is noticed after twice this; until then the system holds what is sent.
 KEEPALIVE_S = 10
 # Pauses between attempts to connect: the first, doubled each time, up to the longest.
@@ -40,78 +37,13 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1, 30
 CLOSING_S = 1.0
 
 
-@dataclass(frozen=True)
-class Broker:
-    """Where and as whom to publish.
-
-    Attributes:
-        scheme: ``mqtt``, or ``mqtts`` for TLS.
-        host: Name or address.
-        port: TCP port.
-        user: None: anonymous.
-        password: None: without.
-        prefix: What all topics but Home Assistant's begin with, without a slash at its ends.
-    """
-
-    scheme: str
-    host: str
-    port: int
-    user: str | None
-    password: str | None = field(repr=False)
-    prefix: str
-
-    def __str__(self) -> str:
-        """For messages: neither user nor password."""
-        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-
-def parse_broker(url: str) -> Broker:
-    """Take an address apart.
-
-    Args:
-        url: ``mqtt://[user[:password]@]host[:port][/prefix]``, or ``mqtts://`` for TLS with the system's certificates.
-            The environment's `PASSWORD_VARIABLE` stands in for a missing password.
-
-    Raises:
-        InputError: If it cannot be used. The text never holds any of the address, as that may hold a password.
-    """
-    try:
-        url.encode()
-        parts = urlsplit(url)
-        host, port, prefix = parts.hostname or "", parts.port, unquote(parts.path).strip("/")
-        # as the connection will do, in a thread that must not die of it
-        host.encode("idna")
-    except ValueError:
-        raise _wrong("has a host or port that cannot be used") from None
-    if parts.scheme not in PORTS:
-        raise _wrong("does not begin with mqtt:// or mqtts://")
-    if not host or port == 0:
-        raise _wrong("has no host, or port 0")
-    if set("?#") & set(url) or set("+#\0") & set(prefix):
-        raise _wrong("has one of ? # + where MQTT allows none")
-    user, password = parts.username, parts.password
-    return Broker(
-        scheme=parts.scheme,
-        host=host,
-        port=port or PORTS[parts.scheme],
-        user=None if user is None else unquote(user),
-        password=os.environ.get(PASSWORD_VARIABLE) if password is None else unquote(password),
-        prefix=prefix or f"maskfer/{socket.gethostname()}",
-    )
-
-
 def _machine() -> str:
     """What tells this machine from another of the same host name."""
+    said = ""
     with suppress(OSError):
-        return Path("/etc/machine-id").read_text()
-    return str(uuid.getnode())
-
-
-def _wrong(what: str) -> InputError:
-    return InputError(
-        f"the MQTT address {what}; give mqtt://[user[:password]@]host[:port][/prefix], or mqtts:// for TLS; "
-        f"leave a password with special characters to the environment variable {PASSWORD_VARIABLE}"
-    )
+        said = MACHINE_ID.read_text().strip()
+    # images that were never started have an empty one, or say so
+    return said if said not in ("", "uninitialized") else str(uuid.getnode())
 
 
 class MqttOutput(Output):

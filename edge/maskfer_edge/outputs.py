@@ -195,8 +195,10 @@ class LineFile(Output):
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 newer.replace(older)
-        with self._file:  # which keeps others off it until it is whole
+        with ExitStack() as done:
+            before = self._file
             self._file = self._open(os.O_WRONLY)
+            done.enter_context(before)  # which kept others off it until it was whole
             self._file.seek(0, os.SEEK_END)  # another run may have been quicker
 
 

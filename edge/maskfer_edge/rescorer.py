@@ -14,7 +14,7 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, overlap
+from maskfer_edge.detector import Box, Detection, overlap, scaled
 from maskfer_edge.errors import ModelError
 from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
@@ -130,8 +130,7 @@ class Rescorer:
         for found in candidates[len(looked) : len(looked) + MOST_LOOKS]:
             seen, box = image, found.box
             if scale < 1 and scale * CONTEXT * math.sqrt(box[2] * box[3]) >= 2 * SIDE:
-                left, top, width, height = (round(side * scale) for side in box)
-                seen, box = smaller, (left, top, width, height)
+                seen, box = smaller, scaled(box, scale)
             looked.append(Detection(found.box, combined(found.score, self.likely(surroundings(seen, box)))))
         kept: list[Detection] = []
         for found in sorted(looked, key=lambda found: -found.score):

@@ -9,12 +9,17 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+from maskfer_edge.addresses import address, parse_broker
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import older_names
 from maskfer_edge.settings_file import check_types
 
 # A runtime makes as many as it is told, and hangs on hundreds of thousands.
 MOST_THREADS = 64
+# Known here as well, so that settings are checked without the libraries that these need.
+DETECTORS = ("learned", "haar", "yunet")
+RUNTIMES = ("auto", "litert", "litert-builtin", "tflite-runtime")
+BROWSER_PORT, METRICS_PORT = 8090, 9090
 # Frames to a detection, unless told.
 LOOKS_EVERY = 3
 
@@ -29,7 +34,7 @@ class RunSettings:
 
     source: str = _said("auto", "usb:N, a device, picamera, rtsp:// or http://, browser, a file, a folder, demo.")
     size: str = _said("", "Width and height to ask a USB or Pi camera for, such as 640x480.")
-    fps: float = _said(0.0, "Frames a second to ask it for.")
+    fps: float = _said(0.0, "Frames a second to ask it for; of a stream, how many to expect.")
     realtime: bool = _said(False, "Play a file in its own time, as a camera would give it.")
     loop: bool = _said(False, "Start a file again at its end.")
     retries: int = _said(-1, "Attempts in a row to open a lost camera; -1: for ever.")
@@ -75,6 +80,11 @@ class RunSettings:
                 raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
         if self.threads > MOST_THREADS:
             raise InputError(f"threads must be at most {MOST_THREADS}; received {self.threads}")
+        if not 0 <= self.min_confidence <= 1:
+            raise InputError(f"min_confidence must be within 0 and 1; received {self.min_confidence}")
+        for name, known in (("detector", DETECTORS), ("runtime", RUNTIMES)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
         if not self.source:
             raise InputError("source is empty; name one, or leave it out for the camera that is there")
         self._check_texts()
@@ -85,7 +95,15 @@ class RunSettings:
             if name != other and os.path.realpath(value) == os.path.realpath(same):
                 raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
         self.check_kept({name: getattr(self, name) for name in ("source", "model", "detector_model")})
+        self._check_addresses()
         _ = self.size_wh
+
+    def _check_addresses(self) -> None:
+        for name, usual in (("browser", BROWSER_PORT), ("metrics", METRICS_PORT)):
+            if text := getattr(self, name):
+                address(text, name, usual)
+        if self.mqtt:
+            parse_broker(self.mqtt)
 
     def _check_texts(self) -> None:
         for name, value in vars(self).items():
@@ -125,11 +143,3 @@ class RunSettings:
         if not match:
             raise InputError(f"size must be such as 640x480; received {self.size!r}")
         return int(match[1]), int(match[2])
-
-
-def address(text: str, name: str) -> tuple[str, int]:
-    """Host and port of ``PORT`` or ``HOST:PORT``; the host is this machine by default. Raises InputError."""
-    host, _, port = text.rpartition(":")
-    if not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise InputError(f"{name} must be a port or HOST:PORT, such as 8090 or 0.0.0.0:8090; received {text!r}")
-    return host.strip("[]") or "127.0.0.1", int(port)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from maskfer_edge.addresses import without_secrets
+from maskfer_edge.addresses import address, without_secrets
 from maskfer_edge.board import Throttle
 from maskfer_edge.browser import BrowserCamera, BrowserView
 from maskfer_edge.browser_server import BrowserServer
@@ -32,7 +32,7 @@ from maskfer_edge.model_watch import Leave, TrialWatch, WatchedCapture, start
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
 from maskfer_edge.results import FrameResult
-from maskfer_edge.run_settings import RunSettings, address
+from maskfer_edge.run_settings import BROWSER_PORT, METRICS_PORT, RunSettings
 from maskfer_edge.sources import CameraOptions, open_camera
 from maskfer_edge.systemd import Notifier
 from maskfer_edge.tracker import Tracker
@@ -40,7 +40,6 @@ from maskfer_edge.tracker import Tracker
 Tell = Callable[[str], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 BROWSER_SOURCE = "browser"
-DEFAULT_BROWSER = "8090"
 # Detections after which a face before a camera is believed.
 CONFIRM = 2
 # Ends of a run that no model is to blame for.
@@ -103,7 +102,7 @@ def opened(
         meter = HealthMeter(put_back=watch.put_back)
         server = None
         if settings.browser or settings.source == BROWSER_SOURCE:
-            host, port = address(settings.browser or DEFAULT_BROWSER, "browser")
+            host, port = address(settings.browser or str(BROWSER_PORT), "browser", BROWSER_PORT)
             token = settings.token or os.environ.get("MASKFER_TOKEN", "")
             server = stack.enter_context(BrowserServer(host, port, token))
             # what is no terminal is a log, which others read
@@ -132,7 +131,7 @@ def opened(
         for make in _outputs(settings, camera, meter, server, tell):
             outputs.append(make())
         if settings.metrics:
-            host, port = address(settings.metrics, "metrics")
+            host, port = address(settings.metrics, "metrics", METRICS_PORT)
             serving = stack.enter_context(MetricsServer(meter.snapshot, port, host))
             if port == 0:
                 tell(f"metrics: port {serving.port}")

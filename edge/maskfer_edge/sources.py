@@ -23,7 +23,7 @@ class CameraOptions:
 
     Attributes:
         size_wh: Width and height to ask a USB or Pi camera for, in pixels; None for its own choice.
-        fps: Frames a second to ask it for; 0 for its own choice.
+        fps: Frames a second to ask it for, or to expect of a stream; 0 for its own choice.
         realtime: Whether a file is played in its own time, as a camera would give it.
         loop: Whether a file starts again at its end.
     """
@@ -51,7 +51,7 @@ def open_camera(source: str, options: CameraOptions | None = None) -> Camera:
     if source == "picamera":
         return PiCamera(options.size_wh, options.fps)
     if source.lower().startswith(STREAM_SCHEMES):
-        return NetworkStream(source)
+        return NetworkStream(source, options.fps)
     if source.startswith("usb:"):
         number = source.removeprefix("usb:")
         if not (number.isascii() and number.isdigit() and len(number) <= 3):

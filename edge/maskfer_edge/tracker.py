@@ -53,12 +53,15 @@ class Track:
         return round(float(x)), round(float(y)), max(1, round(float(w))), max(1, round(float(h)))
 
 
+# Intersection over union from which two boxes are one face.
+SAME_FACE = 0.3
+
+
 class Tracker:
     """Matches boxes by their overlap with where each face should be, smooths scores, and keeps labels steady (own)."""
 
     def __init__(
         self,
-        least_overlap: float = 0.3,
         newest_share: float = 0.4,
         patience: int = 10,
         coast: int = 1,
@@ -69,8 +72,7 @@ class Tracker:
         """Set up without tracks.
 
         Args:
-            least_overlap: Intersection over union from which two boxes are one face.
-            newest_share: Weight of the newest scores, 0 to 1; 1 does not smooth.
+            newest_share: Weight of the newest scores in the exponential moving average, 0 to 1; 1 does not smooth.
             patience: Detections in a row without a face after which it is forgotten.
             coast: Detections in a row without a face over which it is still shown.
             lead: By how much another label's smoothed score must lead before it takes over.
@@ -81,9 +83,9 @@ class Tracker:
             InputError: If `min_confidence` is not within 0 and 1.
         """
         if not 0 <= min_confidence <= 1:
-            raise InputError(f"the least confidence must be within 0 and 1; received {min_confidence}")
+            raise InputError(f"min-confidence must be within 0 and 1; received {min_confidence}")
         self.min_confidence, self.lead = min_confidence, lead
-        self.least_overlap, self.newest_share = least_overlap, newest_share
+        self.newest_share = newest_share
         self.patience, self.coast, self.confirm = patience, coast, confirm
         self._tracks: list[Track] = []
         self._next_number = 1
@@ -106,7 +108,7 @@ class Tracker:
         track_of: dict[int, Track] = {}
         taken: set[int] = set()
         for shared, t, d in pairs:
-            if shared >= self.least_overlap and t not in taken and d not in track_of:
+            if shared >= SAME_FACE and t not in taken and d not in track_of:
                 taken.add(t)
                 track_of[d] = self._tracks[t]
         for t, track in enumerate(self._tracks):

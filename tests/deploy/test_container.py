@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from maskfer_edge.addresses import address
 from maskfer_edge.health import Health
 from maskfer_edge.metrics import MetricsServer
-from maskfer_edge.run_settings import RunSettings, address
+from maskfer_edge.run_settings import RunSettings
 
 ROOT = Path(__file__).parents[2]
 HEALTH = Health(9.0, 120, 14.9, 2, 0.02, 3, 1, "", {}, {})
@@ -53,7 +54,7 @@ def test_its_command_is_what_the_program_takes():
     assert command == "run"
     known = {f"--{field.name.replace('_', '-')}": field for field in fields(RunSettings)}
     assert {option for option in options if option.startswith("--")} <= known.keys()
-    host, port = address(options[options.index("--metrics") + 1], "metrics")
+    host, port = address(options[options.index("--metrics") + 1], "metrics", 9090)
     assert host == "0.0.0.0" and str(port) in the("EXPOSE").split()
     assert options[options.index("--models") + 1].startswith(the("VOLUME"))
 

@@ -304,6 +304,28 @@ def test_the_stop_does_not_wait_for_the_pause():
     assert time.monotonic() - started < 1
 
 
+def test_where_no_thread_can_be_started_the_camera_is_lost_for_good(monkeypatch):
+    def refuses(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    with Capture(ScriptedCamera(["block"]), lambda: ScriptedCamera([]), stall_s=0.05) as capture:
+        monkeypatch.setattr(threading.Thread, "start", refuses)
+        with pytest.raises(CameraError, match="scripted gives no frames, and can't start new thread"):
+            list(capture)
+        monkeypatch.undo()
+
+
+def test_a_slow_camera_has_three_frames_time_to_open(monkeypatch):
+    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    slow = ScriptedCamera([1])
+    slow.fps = 5.0
+    slow.read = lambda: time.sleep(0.3) or Frame(PICTURE, 0, 0.0)
+    with Capture(slow, lambda: ScriptedCamera([])) as capture:
+        next(iter(capture))
+    assert capture.losses == 0
+
+
 def test_the_stop_does_not_wait_for_a_hanging_read():
     capture = Capture(ScriptedCamera(["block"]), lambda: ScriptedCamera([]))
     started = time.monotonic()

@@ -237,7 +237,7 @@ def test_an_unknown_option_ends_with_status_2(edge):
     assert edge("run", "--nosuch")[0] == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_a_run_in_order(tmp_path, portrait, number):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -256,7 +256,7 @@ def test_a_signal_ends_a_run_in_order(tmp_path, portrait, number):
     assert len(json_lines(lines.read_text())) > 0 and "stopped before the end" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_it_opens_leaves_nothing(edge, tmp_path, monkeypatch, number):
     def killed(*_, **__):
         os.kill(os.getpid(), number)
@@ -273,6 +273,29 @@ def test_a_signal_while_it_opens_leaves_nothing(edge, tmp_path, monkeypatch, num
     answer = edge(*RUN_DEMO, "--jsonl", tmp_path / "a.jsonl", "--record", tmp_path / "a.mp4", "--mqtt", "mqtt://broker")
     assert answer == (130, "", "maskfer-edge: interrupted\n")
     assert list(tmp_path.iterdir()) == [] and signal.getsignal(number) is before
+
+
+def test_nohup_is_obeyed(edge, monkeypatch):
+    def hangs_up(self, frame, result, annotated):
+        os.kill(os.getpid(), signal.SIGHUP)
+        return True
+
+    monkeypatch.setattr(outputs.JsonLines, "write", hangs_up)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert edge(*RUN_DEMO, "--jsonl", "-", "--max-frames", 3)[0] == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_gone_ends_no_run(tmp_path):
+    lines, reader = tmp_path / "a.jsonl", os.pipe()
+    os.close(reader[0])
+    command = [*COMMAND, *RUN_DEMO, "--jsonl", str(lines), "--mqtt", "mqtt://127.0.0.1:9"]
+    done = subprocess.run(command, stderr=reader[1], check=False)
+    os.close(reader[1])
+    assert (done.returncode, len(json_lines(lines.read_text()))) == (0, 108)
 
 
 def test_a_mistake_in_a_later_output_costs_no_older_results(edge, tmp_path):

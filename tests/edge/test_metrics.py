@@ -1,4 +1,5 @@
 import socket
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from maskfer_edge import metrics
 from maskfer_edge.errors import OutputError
 from maskfer_edge.health import Health, Latency
 from maskfer_edge.metrics import MetricsServer
@@ -123,6 +125,23 @@ def test_an_address_that_cannot_be_served_is_one_line_with_the_remedy(host, port
     with pytest.raises(OutputError, match="give a free port from 1024 to 65535 and an address") as caught:
         MetricsServer(lambda: HEALTH, port, host)
     assert "\n" not in str(caught.value)
+
+
+def test_who_asks_for_nothing_is_let_go(monkeypatch, capfd):
+    monkeypatch.setattr(metrics._AskedInTime, "timeout", 0.2)
+    with MetricsServer(lambda: HEALTH, 0) as server:
+        before = threading.active_count()
+        idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        for connection in idle:
+            connection.settimeout(5)
+            assert connection.recv(1) == b""  # the server has ended it
+            connection.close()
+        deadline = time.monotonic() + 5
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() == before
+        assert samples(server)["maskfer_frames_total",] == 120
+    assert capfd.readouterr().err == ""
 
 
 def test_the_port_is_free_after_closing():

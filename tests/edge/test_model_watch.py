@@ -7,13 +7,14 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from maskfer_edge import model_watch, running
 from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.classifier import Classifier, default_model
-from maskfer_edge.errors import CameraError, ModelError, OutputError
+from maskfer_edge.errors import CameraError, InputError, ModelError, OutputError
 from maskfer_edge.learned_detector import DEFAULT_DETECTOR, LearnedDetector
 from maskfer_edge.model_fetch import Fetched
 from maskfer_edge.model_file import DETECTOR, EXPRESSION, load_detector_model, pack
@@ -161,6 +162,42 @@ def test_a_camera_that_is_lost_after_results_is_no_fault_of_the_model(store, cam
     with pytest.raises(CameraError):
         run(store, max_frames=0)
     assert store.state().expression == Slot(new, new, BUNDLED)
+
+
+def test_a_damaged_picture_after_results_is_no_fault_of_the_model(store, tmp_path, frames):
+    new = put(store, "new")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for index, frame in enumerate(frames):
+        cv2.imwrite(str(pictures / f"{index}.png"), frame)
+    (pictures / "9.png").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"9\.png is not a picture"):
+        run(store, source=str(pictures), max_frames=0)
+    assert store.state().expression == Slot(new, new, BUNDLED)
+
+
+def test_while_no_frame_comes_the_try_is_not_noted(store, camera, frames, monkeypatch):
+    def tries(wanted):
+        deadline = time.monotonic() + 5
+        while store.state().expression.tries != wanted and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return store.state().expression.tries
+
+    monkeypatch.setattr(model_watch, "IDLE_S", 0.05)
+    monkeypatch.setattr(model_watch, "LIMIT_S", 0.2)  # looked at ten times as often
+    monkeypatch.setattr(model_watch, "PROVED_S", 60.0)
+    put(store, "new")
+    seen = []
+    real = Classifier.__call__
+    monkeypatch.setattr(Classifier, "__call__", lambda self, face: (seen.append(tries(1)), real(self, face))[1])
+    camera(frames[:2])
+    settings = RunSettings(source="demo", headless=True, models=str(store.folder))
+    with opened(settings) as made:
+        results = made.results()
+        for _ in range(2):
+            next(results)
+            assert tries(0) == 0
+    assert set(seen) == {1}
 
 
 def test_what_ends_in_an_error_of_the_model_is_a_try(store, camera, frames, monkeypatch):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.errors import InputError
 from maskfer_edge.health import Health, Latency
 from maskfer_edge.home_assistant import ENTITIES, discovery, identity
-from maskfer_edge.mqtt import MqttOutput, parse_broker
+from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.results import FaceResult, FrameResult
 
 paho = pytest.importorskip("paho.mqtt.client", reason="paho-mqtt is not installed")
@@ -81,58 +82,6 @@ def make(monkeypatch):
     yield make
     for output in outputs:
         output.close()
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("mqtt://broker", ("mqtt", "broker", 1883, None, None, f"maskfer/{socket.gethostname()}")),
-        ("mqtts://broker/", ("mqtts", "broker", 8883, None, None, f"maskfer/{socket.gethostname()}")),
-        ("mqtt://10.0.0.2:1884/a/b/", ("mqtt", "10.0.0.2", 1884, None, None, "a/b")),
-        ("mqtt://me@broker/room", ("mqtt", "broker", 1883, "me", None, "room")),
-        ("mqtt://me:p%40ss%23@broker/my%20room", ("mqtt", "broker", 1883, "me", "p@ss#", "my room")),
-        ("mqtt://[::1]:1884/room", ("mqtt", "::1", 1884, None, None, "room")),
-    ],
-)
-def test_an_address_is_taken_apart(url, expected, monkeypatch):
-    monkeypatch.delenv("MASKFER_MQTT_PASSWORD", raising=False)
-    broker = parse_broker(url)
-    assert (broker.scheme, broker.host, broker.port, broker.user, broker.password, broker.prefix) == expected
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("broker", "does not begin with mqtt://"),
-        ("http://me:secret@broker", "does not begin with mqtt://"),
-        ("me:secret@broker", "does not begin with mqtt://"),
-        ("mqtt://", "has no host"),
-        ("mqtt://me:secret@", "has no host"),
-        ("mqtt://me:secret@broker:0", "port 0"),
-        ("mqtt://me:secret@broker:70000", "has a host or port that cannot be used"),
-        ("mqtt://broker:secret", "has a host or port that cannot be used"),
-        ("mqtt://me:secret#x@broker", "has a host or port that cannot be used"),
-        ("mqtt://me:secret@a..b", "has a host or port that cannot be used"),
-        ("mqtt://me:secret@[::1", "has a host or port that cannot be used"),
-        ("mqtt://me:secret@broker/\udcff", "has a host or port that cannot be used"),
-        ("mqtt://me:secret@broker/a/#", "has one of ? # +"),
-        ("mqtt://me:secret@broker/a?b", "has one of ? # +"),
-        ("mqtt://me:secret@broker/+/a", "has one of ? # +"),
-        ("mqtt://me:secret@broker/a%23", "has one of ? # +"),
-    ],
-)
-def test_a_wrong_address_is_one_line_without_the_password(url, message):
-    with pytest.raises(InputError) as caught:
-        parse_broker(url)
-    text = str(caught.value)
-    assert message in text and "give mqtt://" in text and "\n" not in text and "secret" not in text
-    assert caught.value.__suppress_context__ or caught.value.__context__ is None
-
-
-def test_the_environment_stands_in_for_a_missing_password(monkeypatch):
-    monkeypatch.setenv("MASKFER_MQTT_PASSWORD", "from outside")
-    assert parse_broker("mqtt://me@broker").password == "from outside"
-    assert parse_broker("mqtt://me:mine@broker").password == "mine"
 
 
 def test_user_and_password_reach_the_client_and_nothing_that_is_shown(make):
@@ -230,6 +179,16 @@ def test_runs_of_one_prefix_push_each_other_out_only_if_they_are_the_same(make, 
     assert known(source="usb:0") == usual != known(source="usb:1")
     monkeypatch.setattr("maskfer_edge.mqtt._machine", lambda: "another")
     assert known(source="usb:0") != usual
+
+
+@pytest.mark.parametrize("said", ["", "\n", "uninitialized\n", None])
+def test_a_machine_without_an_identity_of_its_own_has_its_address(monkeypatch, tmp_path, said):
+    if said is not None:
+        (tmp_path / "machine-id").write_text(said)
+    monkeypatch.setattr(mqtt, "MACHINE_ID", tmp_path / "machine-id")
+    assert mqtt._machine() == str(uuid.getnode())
+    (tmp_path / "machine-id").write_text("0123abcd\n")
+    assert mqtt._machine() == "0123abcd"
 
 
 def test_results_are_published_at_the_rate(make):

@@ -444,6 +444,18 @@ def test_a_rotation_that_fails_is_an_output_error(tmp_path):
     output.close(failed=True)
 
 
+def test_a_rotation_that_finds_no_room_for_a_new_file_is_an_output_error(tmp_path, monkeypatch):
+    def no_room(self, flags):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    output = JsonLines(str(tmp_path / "a.jsonl"), rotate_bytes=1000)
+    monkeypatch.setattr(JsonLines, "_open", no_room)
+    with pytest.raises(OutputError, match=r"a\.jsonl cannot be written: Too many open files"):
+        feed(output, range(20))
+    output.close(failed=True)
+    assert (tmp_path / "a.jsonl.1").read_bytes().endswith(b"\n")
+
+
 def test_a_rotated_csv_has_its_names_in_each_file(tmp_path):
     output = CsvFile(str(tmp_path / "a.csv"), rotate_bytes=400)
     feed(output, range(6))

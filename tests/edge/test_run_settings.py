@@ -1,7 +1,10 @@
+import re
+
 import pytest
 
+from maskfer_edge import detector, run_settings, runtime
 from maskfer_edge.errors import InputError
-from maskfer_edge.run_settings import RunSettings, address
+from maskfer_edge.run_settings import RunSettings
 from maskfer_edge.settings_file import as_toml, read_settings
 
 
@@ -87,26 +90,29 @@ def test_a_size_is_width_and_height():
     assert RunSettings().size_wh is None
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("8090", ("127.0.0.1", 8090)),
-        ("0.0.0.0:80", ("0.0.0.0", 80)),
-        ("[::1]:81", ("::1", 81)),
-        (":82", ("127.0.0.1", 82)),
-    ],
-)
-def test_an_address_is_host_and_port(text, expected):
-    assert address(text, "browser") == expected
-
-
-@pytest.mark.parametrize("text", ["", "host", "host:", "70000", "host:-1"])
-def test_what_is_no_address_is_refused(text):
-    with pytest.raises(InputError, match="metrics must be a port or HOST:PORT"):
-        address(text, "metrics")
-
-
 def test_installed_models_are_asked_for_by_their_folder(tmp_path):
     assert RunSettings().models == ""
     (tmp_path / "run.toml").write_text('models = "/var/lib/maskfer/models"\n')
     assert RunSettings(**read_settings(RunSettings, tmp_path / "run.toml", {})).models == "/var/lib/maskfer/models"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"detector": "nonsense"}, "unknown detector 'nonsense'; there are learned, haar, yunet"),
+        ({"runtime": "none"}, "unknown runtime 'none'; there are auto, litert"),
+        ({"min_confidence": 5.0}, "min_confidence must be within 0 and 1; received 5"),
+        ({"min_confidence": float("nan")}, "min_confidence must be within 0 and 1; received nan"),
+        ({"browser": "x"}, "browser must be a port or HOST:PORT, such as 8090"),
+        ({"metrics": "x"}, "metrics must be a port or HOST:PORT, such as 9090"),
+        ({"mqtt": "broker"}, "the MQTT address does not begin with mqtt://"),
+    ],
+)
+def test_what_a_run_would_refuse_is_refused_at_once(wrong, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        RunSettings(**wrong)
+
+
+def test_the_names_known_without_the_libraries_are_theirs():
+    assert set(run_settings.DETECTORS) == set(detector.DETECTORS)
+    assert (runtime.AUTO, *runtime.RUNTIMES) == run_settings.RUNTIMES

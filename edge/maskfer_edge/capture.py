@@ -46,6 +46,7 @@ class Capture:
         dropped: Frames passed over for a newer one.
         losses: How often the camera was lost.
         lost: Why it is lost at present; "" while it is not.
+        idle: Called ten times a second while no frame comes, by the thread that iterates.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Capture:
             tell: Takes a line for people when the camera is lost and when it is back.
         """
         self.camera, self.dropped, self.losses, self.lost = camera, 0, 0, ""
+        self.idle: Callable[[], None] = lambda: None
         self._reopen, self._retries = reopen, retries
         self._stall_s = max(stall_s, FRAMES_MISSED / camera.fps)
         self._opening_s = max(OPENING_S, self._stall_s)
@@ -121,6 +123,7 @@ class Capture:
                 while not (self._frames or self._ended or self._stopped):
                     self._changed.wait(timeout=0.1)
                     self._check_stall()
+                    self.idle()
                 if self._stopped:
                     return
                 if not self._frames:

@@ -200,6 +200,12 @@ def results(
     camera = capture.camera
     taking = OutputSet(outputs, draw, live=camera.live, stopping=lambda: capture.stopped)
     meter.output_drops |= {thread.output.name: thread.missed for thread in taking.threads}
+
+    def idle() -> None:
+        if not taking.idle():
+            capture.stop()
+
+    capture.idle = idle
     failed, losses = True, 0
     try:
         for frame in capture:

@@ -156,6 +156,10 @@ class OutputSet:
         here = [write_to(output, seen) for output in self._here]
         return all(here) and not any(thread.ended for thread in self.threads)
 
+    def idle(self) -> bool:
+        """Let those of the main thread live while no frame comes; False if one of them asks to end."""
+        return all([output.idle() for output in self._here])
+
     def finish(self, failed: bool) -> None:
         """Close all, whichever fails; then raise the first failure, if nothing else is being raised."""
         for thread in self.threads:

@@ -52,6 +52,10 @@ class Output(ABC):
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Take one frame; False asks the loop to end. Raises OutputError if it cannot."""
 
+    def idle(self) -> bool:
+        """Called now and then while no frame comes, if it is of the main thread; False asks the loop to end."""
+        return True
+
     def close(self, failed: bool = False) -> None:  # noqa: B027
         """Finish; after a failure leave nothing half-written. May raise OutputError."""
 
@@ -338,11 +342,20 @@ class Window(Output):
                 cv2.resizeWindow(self.title, frame.image.shape[1], frame.image.shape[0])
                 self._open = True
             cv2.imshow(self.title, annotated)
-            key = cv2.waitKey(1) & 0xFF
-            closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
-            return not closed and key not in (ord("q"), 27)
         except cv2.error as error:
             raise OutputError("the window cannot be opened; give --headless") from error
+        return self.idle()
+
+    def idle(self) -> bool:
+        """Let the window answer, also while the camera is lost."""
+        if not self._open:
+            return True
+        try:
+            key = cv2.waitKey(1) & 0xFF
+            closed = cv2.getWindowProperty(self.title, cv2.WND_PROP_VISIBLE) < 1
+        except cv2.error as error:
+            raise OutputError("the window is gone; give --headless") from error
+        return not closed and key not in (ord("q"), 27)
 
     def close(self, failed: bool = False) -> None:
         """Close the window."""

@@ -95,7 +95,7 @@ def test_nothing_is_written_or_sent(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "start_to_first_result", lambda settings: seen.append(settings) or (1.0, 2.0))
     monkeypatch.setattr(module, "realtime_share", lambda settings: seen.append(settings) or 0.5)
     files = {name: str(tmp_path / name) for name in ("jsonl", "csv", "record")}
-    asked = {**files, "mqtt": "broker", "metrics": "9090"}
+    asked = {**files, "mqtt": "mqtt://broker", "metrics": "9090"}
     bench(RunSettings(source="demo", browser="8090", **asked))
     assert seen == [RunSettings(source="demo", headless=True)] * 2
 

@@ -8,7 +8,7 @@ import pytest
 from maskfer_edge.cameras import FakeCamera, Frame
 from maskfer_edge.capture import Capture
 from maskfer_edge.detector import Detection, FakeDetector
-from maskfer_edge.errors import InputError, MaskferError, OutputError
+from maskfer_edge.errors import CameraError, InputError, MaskferError, OutputError
 from maskfer_edge.health import HealthMeter
 from maskfer_edge.loop import Pipeline, results
 from maskfer_edge.model_file import ModelInfo
@@ -89,6 +89,30 @@ def test_the_window_ends_the_loop_at_once():
     ending = EndingOutput()
     ending.main_thread = True
     assert run([ending, FakeOutput()]).frames == 2
+
+
+def test_a_window_that_is_closed_while_the_camera_is_lost_ends_the_loop():
+    class Closed(FakeOutput):
+        main_thread = True
+
+        def idle(self):
+            return False
+
+    class Lost(FakeCamera):
+        live = endless = True
+
+        def read(self):
+            frame = super().read()
+            if frame is None:
+                raise CameraError("unplugged")
+            return frame
+
+    def gone():
+        raise CameraError("gone")
+
+    with Capture(Lost([picture()]), gone) as capture:
+        list(results(capture, pipeline(), [Closed()]))  # which would try for ever
+    assert capture.stopped and capture.lost
 
 
 def test_an_output_on_the_main_thread_is_called_by_it():

@@ -456,6 +456,19 @@ def test_a_rotation_that_finds_no_room_for_a_new_file_is_an_output_error(tmp_pat
     assert (tmp_path / "a.jsonl.1").read_bytes().endswith(b"\n")
 
 
+def test_a_window_answers_while_no_frame_comes(monkeypatch):
+    for name in ("namedWindow", "resizeWindow", "imshow"):
+        monkeypatch.setattr(cv2, name, lambda *_: None)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1.0)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: -1)
+    window = Window()
+    assert window.idle()  # not open yet
+    window.write(Frame(picture(), 0, 0.0), FrameResult(0.0, 0, (), 1.0), picture())
+    assert window.idle()
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q"))
+    assert not window.idle()
+
+
 def test_a_rotated_csv_has_its_names_in_each_file(tmp_path):
     output = CsvFile(str(tmp_path / "a.csv"), rotate_bytes=400)
     feed(output, range(6))

@@ -103,7 +103,8 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
         say(f"maskfer-edge: stopped before the end of {without_secrets(run.settings.source)}")
         raise typer.Exit(130)
     if has_end and not run.meter.frames_with_faces:
-        say(f"maskfer-edge: no face found in {run.meter.frames} frames of {without_secrets(run.settings.source)}")
+        frames = _counted(run.meter.frames, "frame")
+        say(f"maskfer-edge: no face found in {frames} of {without_secrets(run.settings.source)}")
         raise typer.Exit(1)
 
 
@@ -184,7 +185,9 @@ def bench_command(
     count, width, height = report.frames
     warm = f", {report.celsius:.0f} °C" if report.celsius is not None else ""
     print_result(f"{report.cpu}{f', {report.governor}' if report.governor else ''}{warm}")
-    print_result(f"{report.source}: {count} frames of {width}×{height}, {report.faces_a_frame:g} faces in each")
+    print_result(
+        f"{report.source}: {_counted(count, 'frame')} of {width}×{height}, faces in each: {report.faces_a_frame:g}"
+    )
     print_result(f"{'frames a second':26}{report.fps:9.1f}")
     if report.naive_fps:
         print_result(
@@ -315,17 +318,21 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
     health = meter.snapshot()
     rate = health.frames / health.seconds if health.seconds else 0.0
     passed_over = f", {health.dropped} passed over for newer ones" if health.dropped else ""
-    losses = f", camera lost {health.losses} times" if health.losses else ""
-    took = f"{health.frames} frames in {health.seconds:.1f} s ({rate:.0f} a second)"
+    losses = f", camera lost {_counted(health.losses, 'time')}" if health.losses else ""
+    took = f"{_counted(health.frames, 'frame')} in {health.seconds:.1f} s ({rate:.0f} a second)"
     say(f"{without_secrets(settings.source)}: {took}{passed_over}{losses}")
     shown = ", ".join(f"{name} {count}" for name, count in meter.expressions.most_common())
-    say(f"  faces in {meter.frames_with_faces} frames{': ' + shown if shown else ''}")
+    say(f"  faces in {_counted(meter.frames_with_faces, 'frame')}{': ' + shown if shown else ''}")
     for name, drops in health.output_drops.items():
         if drops:
-            say(f"  {name} missed {drops} frames")
+            say(f"  {name} missed {_counted(drops, 'result')}")
     for path in (settings.jsonl, settings.csv, settings.record):
         if path and health.frames and Path(path).exists():
             say(f"  wrote {path}")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def main() -> None:

@@ -90,6 +90,8 @@ class RunSettings:
         self._check_texts()
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
+        if self.rotate_mb and not {self.jsonl, self.csv} - {"", "-"}:
+            raise InputError("rotate_mb goes with a jsonl or csv file; name one, or leave it out")
         files = self.written()
         for (name, value), (other, same) in combinations(files, 2):
             if name != other and os.path.realpath(value) == os.path.realpath(same):

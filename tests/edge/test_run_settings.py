@@ -105,6 +105,7 @@ def test_installed_models_are_asked_for_by_their_folder(tmp_path):
         ({"min_confidence": float("nan")}, "min_confidence must be within 0 and 1; received nan"),
         ({"browser": "x"}, "browser must be a port or HOST:PORT, such as 8090"),
         ({"metrics": "x"}, "metrics must be a port or HOST:PORT, such as 9090"),
+        ({"rotate_mb": 1.0, "jsonl": "-"}, "rotate_mb goes with a jsonl or csv file"),
         ({"mqtt": "broker"}, "the MQTT address does not begin with mqtt://"),
     ],
 )

@@ -547,7 +547,18 @@ def test_a_build_that_was_stopped_at_its_end_goes_on(tmp_path, twins, read_folde
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-30], lambda b: b[:-200] + bytes(200), lambda b: b + b'{"sour'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:-30],
+        lambda b: b[:-200] + bytes(200),
+        lambda b: b + b'{"sour',
+        lambda b: b[:-200] + b"\xff" * 200,
+        lambda b: b + b'[1]\n"skipped"\nnull\n{}\n{"source": [], "records": []}\n',
+        lambda b: b.replace(b'"records"', b'"recorks"', 1),
+        lambda b: b.replace(b'"records": [{', b'"records": [5, {', 1),
+    ],
+)
 def test_a_record_damaged_by_a_power_cut_is_made_again(tmp_path, small_source, read_folder, monkeypatch, damage):
     build(small_source, tmp_path / "whole")
     start(small_source, tmp_path / "out", monkeypatch)
@@ -576,6 +587,13 @@ def test_an_unfinished_build_with_other_settings_is_refused(tmp_path, small_sour
     start(small_source, tmp_path / "out", monkeypatch, batches=1)
     with pytest.raises(OutputError, match="other settings"):
         build(small_source, tmp_path / "out", **change)
+
+
+def test_an_unfinished_build_by_another_maskfer_is_refused(tmp_path, small_source, monkeypatch):
+    start(small_source, tmp_path / "out", monkeypatch, batches=1)
+    monkeypatch.setattr(builder, "version", lambda _: "0.0")
+    with pytest.raises(OutputError, match="or by another version of maskfer; remove it"):
+        build(small_source, tmp_path / "out")
 
 
 def test_a_build_that_had_nothing_done_stands_in_the_way_of_no_other(tmp_path, small_source, read_folder, monkeypatch):

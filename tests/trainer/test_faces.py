@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
@@ -140,6 +143,26 @@ def test_a_face_whose_landmarks_are_implausible_does_not_lose_the_others(monkeyp
     monkeypatch.setattr(faces, "LandmarkPredictor", lambda: predict)
     (face,) = FaceFinder("detected", "all")(pair(grey))
     assert face.box == pytest.approx((BOX[0], 100 + BOX[1], *BOX[2:]), abs=5)
+
+
+def test_threads_take_turns_at_the_detector(monkeypatch, grey):
+    class Detector:
+        inside = most = 0
+
+        def run(self, *_):
+            self.inside += 1
+            time.sleep(0.01)
+            self.most = max(self.most, self.inside)
+            self.inside -= 1
+            return [], [], []
+
+    detector = Detector()
+    monkeypatch.setattr("dlib.get_frontal_face_detector", lambda: detector)
+    find = FaceFinder("detected")
+    with ThreadPoolExecutor(4) as pool:
+        looks = [pool.submit(find, grey) for _ in range(8)]
+    assert all("no face" in str(look.exception()) for look in looks)
+    assert detector.most == 1
 
 
 def test_missing_dlib_gives_the_pip_line(monkeypatch):

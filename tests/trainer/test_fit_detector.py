@@ -130,6 +130,18 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     assert cut == pytest.approx(whole, rel=1e-3)
 
 
+def test_a_run_at_work_keeps_others_off(tmp_path, scenes):
+    def say(said):
+        if said.startswith("epoch"):
+            with pytest.raises(OutputError, match="another run is writing"):
+                fit_detector(scenes, tmp_path / "run", short, resume=True)
+            refused.append(said)
+
+    short, refused = replace(SHORT, epochs=1), []
+    fit_detector(scenes, tmp_path / "run", short, workers=1, say=say)
+    assert refused
+
+
 def test_a_damaged_run_is_named(tmp_path, scenes, run):
     shutil.copytree(run[0], tmp_path / "run")
     (tmp_path / "run/checkpoints/last.keras").write_bytes(b"damaged")

@@ -19,6 +19,7 @@ from maskfer_trainer import fit_rescorer as module
 from maskfer_trainer.candidates import find_candidates
 from maskfer_trainer.detector_evaluation import half
 from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
+from maskfer_trainer.scenes import held_out
 
 DETECTOR = Path(str(files("maskfer_edge") / "data" / DEFAULT_DETECTOR))
 SHORT = RescorerSettings(draws=2, epochs=2, steps=3, batch_size=8, learning_rate=1e-2)
@@ -124,8 +125,9 @@ def test_a_run_leaves_model_history_and_curves(run):
     assert told[1] == "4 candidates to validate, 2 of them faces"
 
 
-def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, tmp_path, monkeypatch):
-    scenes, photos, halves = data
+@pytest.fixture
+def learned_from(tmp_path, monkeypatch):
+    """Tells which photographs a run reads."""
     read = []
 
     class Read(Exception):
@@ -135,10 +137,33 @@ def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, tmp_path,
         raise Read
 
     monkeypatch.setattr(module, "read_grey", lambda path: read.append(path.name) or read_grey(path))
-    monkeypatch.setattr(module, "make_run", stop)
-    with pytest.raises(Read):
-        fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4))
-    assert read == [halves["tuning"]]
+
+    def tell(scenes, photos):
+        with pytest.raises(Read):
+            fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4), say=stop)
+        return read
+
+    return tell
+
+
+def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, learned_from):
+    scenes, photos, halves = data
+    assert learned_from(scenes, photos) == [halves["tuning"]]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_photographs_of_validation_scenes_alone_are_not_learned_from(data, tmp_path, learned_from, apart):
+    scenes = Path(shutil.copytree(data[0], tmp_path / "scenes"))
+    said = json.loads((scenes / "scenes.json").read_text())
+    (scenes / "scenes.json").write_text(json.dumps({**said, "validation_apart": apart}))
+    of_tuning = [f"{number}.png" for number in range(200) if half(f"{number}.png") == "tuning"]
+    names = {held_out("photograph", name): name for name in of_tuning}
+    rows = ["image,label,xmin,ymin,xmax,ymax"]
+    for name in names.values():
+        shutil.copy(data[1] / data[2]["tuning"], tmp_path / name)
+        rows.append(f"{name},with_mask,100,80,160,140")
+    (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
+    assert set(learned_from(scenes, tmp_path)) == ({names[False]} if apart else set(names.values()))
 
 
 def test_the_model_says_what_it_is_and_was_made_of(run):
@@ -168,6 +193,18 @@ def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatc
     ended, whole = (keras.models.load_model(folder / "model.keras") for folder in (out, run[0]))
     for one, other in zip(ended.get_weights(), whole.get_weights(), strict=True):
         assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_at_work_keeps_others_off(data, tmp_path):
+    def say(said):
+        if said.startswith("right on"):
+            with pytest.raises(OutputError, match="another run is writing"):
+                fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, resume=True)
+            refused.append(said)
+
+    short, refused = RescorerSettings(draws=1, epochs=1, steps=1, batch_size=8), []
+    fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, say=say)
+    assert refused
 
 
 def test_a_finished_run_that_is_gone_on_with_looks_for_no_candidates(run, data, tmp_path, monkeypatch):

@@ -107,6 +107,15 @@ def epochs(run: Path) -> list[float]:
     return [row["epoch"] for row in history(run)]
 
 
+def best_path(run: Path) -> Path:
+    (path,) = (run / "checkpoints").glob("best*.keras")
+    return path
+
+
+def best(run: Path) -> keras.Model:
+    return keras.models.load_model(best_path(run), compile=False)
+
+
 @pytest.fixture(scope="module")
 def lean_run(tmp_path_factory, dataset) -> Path:
     """Two epochs of the true lean network."""
@@ -118,7 +127,8 @@ def lean_run(tmp_path_factory, dataset) -> Path:
 def test_a_run_leaves_its_files(lean_run):
     names = {p.relative_to(lean_run).as_posix() for p in lean_run.rglob("*") if p.is_file()}
     expected = {"run.json", "history.csv", "curves.png", "model.keras"}
-    assert names == expected | {"checkpoints/last.keras", "checkpoints/best.keras"}
+    row = max(history(lean_run), key=lambda row: row["val_accuracy"])
+    assert names == expected | {"checkpoints/last.keras", f"checkpoints/best-{row['epoch']:.0f}.keras"}
 
 
 def test_history_has_a_row_an_epoch(lean_run):
@@ -343,6 +353,7 @@ def test_weight_decay_spares_batch_normalization_after_a_resume(tmp_path):
     network.optimizer.iterations.assign(10)
     (tmp_path / "checkpoints").mkdir()
     network.save(tmp_path / "checkpoints/last.keras")
+    (tmp_path / "checkpoints/best-1.keras").touch()
     (tmp_path / "history.csv").write_text("epoch,val_accuracy\n1,0.5\n")
     resumed, _ = fitting._load_state(tmp_path, settings(epochs=30), 10)
     for _ in range(20):
@@ -358,7 +369,7 @@ def test_weight_decay_spares_batch_normalization_after_a_resume(tmp_path):
 def test_a_run_can_start_from_the_weights_of_another(lean_run, tmp_path, dataset):
     chosen = settings(epochs=1, learning_rate=1e-12)
     fit(dataset, tmp_path / "run", chosen, initial=lean_run / "model.keras", verbose=0)
-    started, ended = lean_run / "model.keras", tmp_path / "run/checkpoints/best.keras"
+    started, ended = lean_run / "model.keras", best_path(tmp_path / "run")
     first, second = (keras.models.load_model(path, compile=False) for path in (started, ended))
     for before, after in zip(first.trainable_variables, second.trainable_variables, strict=True):
         assert np.allclose(before.numpy(), after.numpy(), atol=1e-3)
@@ -380,13 +391,13 @@ def test_what_has_learned_from_faces_that_would_judge_is_refused(tmp_path, datas
 
 
 def test_a_checkpoint_says_by_its_run_what_it_has_seen(tmp_path, dataset, lean_run):
-    for name in ("best", "last"):
+    for checkpoint in (best_path(lean_run), lean_run / "checkpoints/last.keras"):
         with pytest.raises(InputError, match="has learned from faces that would be validated on"):
             fit(
                 dataset,
                 tmp_path / "run",
                 settings(validation_share=0.9),
-                initial=lean_run / f"checkpoints/{name}.keras",
+                initial=checkpoint,
             )
 
 
@@ -424,10 +435,9 @@ def test_a_network_of_bare_faces_alone_is_judged_on_bare_faces(prepare, dataset,
 
 def test_the_confidence_is_calibrated_on_validation_faces(lean_run, dataset):
     said = metadata(lean_run)
-    best = keras.models.load_model(lean_run / "checkpoints/best.keras", compile=False)
     model = keras.models.load_model(lean_run / "model.keras", compile=False)
     assert said["temperature"] != 1
-    for before, after in zip(best.layers[-1].get_weights(), model.layers[-1].get_weights(), strict=True):
+    for before, after in zip(best(lean_run).layers[-1].get_weights(), model.layers[-1].get_weights(), strict=True):
         assert np.allclose(before, after * said["temperature"], atol=1e-4)
     assert set(said["validation_calibration_error"]) == {"before", "after"}
 
@@ -445,10 +455,7 @@ def test_a_class_that_is_to_be_lifted_is_so_before_the_temperature(tiny_networks
     judged = training.take(held_out_of(dataset))
     right = model.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
     assert said["validation_accuracy"] == pytest.approx(right.mean(), abs=1e-4)
-    before, after = (
-        keras.models.load_model(tmp_path / "run" / name, compile=False).layers[-1].get_weights()[1]
-        for name in ("checkpoints/best.keras", "model.keras")
-    )
+    before, after = (network.layers[-1].get_weights()[1] for network in (best(tmp_path / "run"), model))
     assert np.allclose(after * said["temperature"] - before, np.eye(7)[1] * 1.5, atol=1e-4)
 
 
@@ -558,9 +565,37 @@ def test_of_a_run_killed_while_several_epochs_are_written_the_best_is_kept(
     monkeypatch.setattr(run_folder, "save_network", real)
     fit(dataset, runs[1], settings(epochs=5), resume=True, verbose=0)
     assert epochs(runs[1]) == [1, 2, 3, 4, 5]
-    weights = [keras.models.load_model(run / "checkpoints/best.keras", compile=False).get_weights() for run in runs]
+    weights = [best(run).get_weights() for run in runs]
     for one, other in zip(*weights, strict=True):
         assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_the_best_network_is_of_the_history_s_best_epoch_when_epochs_that_are_done_again_turn_out_worse(
+    tiny_networks, monkeypatch, tmp_path, dataset
+):
+    real, bests = run_folder.save_network, []
+
+    def stopped(model, path):
+        if path.stem != "last":
+            bests.append(model.get_weights())
+        elif len(bests) == 2:  # epoch 2, which was better than the first
+            raise Stopped
+        real(model, path)
+
+    def judge(*right):
+        told = iter([{"loss": 1.0, "accuracy": share} for share in right])
+        monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: next(told))
+
+    judge(0.5, 0.9)
+    monkeypatch.setattr(run_folder, "save_network", stopped)
+    with pytest.raises(Stopped):
+        fit(dataset, tmp_path / "run", settings(epochs=3), verbose=0)
+    monkeypatch.setattr(run_folder, "save_network", real)
+    judge(0.3, 0.3)
+    fit(dataset, tmp_path / "run", settings(epochs=3), resume=True, verbose=0)
+    assert metadata(tmp_path / "run")["best_epoch"] == 1
+    for kept, first in zip(best(tmp_path / "run").get_weights(), bests[0], strict=True):
+        assert np.array_equal(kept, first)
 
 
 def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, dataset):
@@ -571,11 +606,24 @@ def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, 
     assert written.count("last") == 2  # the first and the last
     rows = history(tmp_path / "run")
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
-    best = keras.models.load_model(tmp_path / "run/checkpoints/best.keras", compile=False)
     held_out = held_out_of(dataset)
     judged = read_part(dataset, "masked", "train").take(held_out)
-    right = best.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
+    right = best(tmp_path / "run").predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
     assert right.mean() == pytest.approx(max(row["val_accuracy"] for row in rows))
+
+
+def test_a_run_at_work_keeps_others_off(tiny_networks, monkeypatch, tmp_path, dataset):
+    left, kept = tmp_path / "run/checkpoints/.last.1234abcd.partial.keras", []
+
+    def draw(history, path):
+        left.write_bytes(b"half")
+        with pytest.raises(OutputError, match=r"another run is writing .*/run; name another output"):
+            fit(dataset, tmp_path / "run", settings(epochs=1), resume=True, verbose=0)
+        kept.append(left.exists())
+
+    monkeypatch.setattr(run_folder, "draw_curves", draw)
+    fit(dataset, tmp_path / "run", settings(epochs=1), verbose=0)
+    assert kept == [True]
 
 
 def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_run, dataset):
@@ -586,11 +634,19 @@ def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_run, data
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("checkpoints/last.keras", b"damaged"), ("history.csv", b""), ("history.csv", b"a,b\n1,x\n")]
+    ("name", "content"),
+    [
+        ("checkpoints/last.keras", b"damaged"),
+        ("history.csv", b""),
+        ("history.csv", b"a,b\n1,x\n"),
+        ("checkpoints/best-1.keras", None),
+    ],
 )
 def test_a_damaged_run_is_named_on_resume(tiny_run, dataset, name, content):
     (tiny_run / "model.keras").unlink()
-    (tiny_run / name).write_bytes(content)
+    (tiny_run / name).unlink()
+    if content is not None:
+        (tiny_run / name).write_bytes(content)
     with pytest.raises(InputError, match="it is damaged"):
         fit(dataset, tiny_run, settings(epochs=1), resume=True, verbose=0)
 

@@ -108,19 +108,30 @@ def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
     assert len(pictures) == 20 * len(scenes)
 
 
+class Told:
+    """Numbers in the order in which they are asked for: scale, turn, move, mirror."""
+
+    def __init__(self, scale, move, mirrored=False):
+        self.numbers, self.mirrored = [np.log(scale), 0.0, np.asarray(move)], mirrored
+
+    def uniform(self, *_):
+        return self.numbers.pop(0)
+
+    def random(self):
+        return 0.1 if self.mirrored else 0.9
+
+
+# threefold, each pixel becomes nine whole ones
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_moved_box_lies_on_its_face_to_the_pixel(scale, mirrored):
+    image, face = np.full((240, 320), 60, np.uint8), (145, 110, 20, 30)
+    image[110:140, 145:165] = 220
+    changed, faces, _ = moved(image, [face], [], Told(scale, (0.0, 0.0), mirrored))
+    assert faces == [cv2.boundingRect((changed > 140).astype(np.uint8))]
+
+
 def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
-    class Told:
-        """Numbers in the order in which they are asked for: scale, turn, move, mirror."""
-
-        def __init__(self, scale, move):
-            self.numbers = [np.log(scale), 0.0, np.asarray(move)]
-
-        def uniform(self, *_):
-            return self.numbers.pop(0)
-
-        def random(self):
-            return 0.9
-
     image, face = np.zeros((240, 320), np.uint8), (0, 100, 40, 40)
     assert moved(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
     # 0.15 of 320 pixels is more than the face is wide

@@ -75,6 +75,12 @@ def test_a_zip_may_name_the_folder_that_it_was_made_in(tmp_path):
     assert source.read(photographs[0].path).startswith(f"./{photographs[0].path}".encode())
 
 
+def test_of_two_ways_to_write_one_path_in_a_zip_the_last_counts(tmp_path):
+    source = PhotoSource(make_zip(tmp_path / "a.zip", [*BOTH, f"./{BOTH[0]}"]))
+    assert [p.path for p in source.photographs(0)] == sorted(BOTH)
+    assert source.read(BOTH[0]).startswith(b"./")
+
+
 def test_another_seed_splits_otherwise(tmp_path):
     source = PhotoSource(make_zip(tmp_path / "a.zip", plain_layout(60)))
     assert [p.split for p in source.photographs(0)] != [p.split for p in source.photographs(1)]

@@ -11,6 +11,8 @@ import sys
 import numpy as np
 import pytest
 
+from maskfer_trainer.settings import FitSettings
+
 pytest.importorskip("jax", reason="needs JAX")
 
 
@@ -96,12 +98,16 @@ TRAIN = f"""
 {TINY}
 import sys
 from pathlib import Path
+from maskfer_edge.errors import OutputError
 from maskfer_trainer.fit_together import fit_together
 from maskfer_trainer.settings import FitSettings
 settings = FitSettings(epochs=2, batch_size=8, mixup=0.2, validation_share=0.2)
 class Killed(Exception): pass
 def kill(said):
-    if said.startswith("epoch 1/2"): raise Killed
+    if said.startswith("epoch 1/2"):
+        try: train(sys.argv[3], resume=True)
+        except OutputError as error: print(error)
+        raise Killed
 def train(out, networks=("tiny:0",), **more):
     return fit_together(Path(sys.argv[1]), Path(out), networks, settings, **more)
 first = train(sys.argv[2], ["tiny:0", "tiny:1"])
@@ -118,6 +124,7 @@ def runs(together, dataset, tmp_path_factory):
     outs = [folder / name for name in ("straight", "killed", "taught")]
     done = together(TRAIN, dataset, *outs)
     assert "killed" in done.stdout
+    assert f"another run is writing {outs[1]}; name another output" in done.stdout
     return outs
 
 
@@ -140,6 +147,7 @@ def test_each_network_gets_a_run_of_its_own(runs):
         said = says_of_itself(run / "model.keras")
         assert (said["architecture"], said["weights_seed"], said["backend"]) == ("tiny", seed, "jax")
         assert said["validation_pictures"] > 0
+        assert FitSettings(**said["settings"]).batch_size == 8
     first, second = (weights(straight / f"tiny-{seed}" / "model.keras") for seed in (0, 1))
     assert not np.allclose(first[0], second[0])
     assert json.loads((straight / "run.json").read_text())["networks"] == ["tiny:0", "tiny:1"]
@@ -157,6 +165,20 @@ def test_teachers_change_what_is_learned(runs):
     one, other = (weights(run / "tiny-0" / "model.keras") for run in (straight, taught))
     assert not np.allclose(one[0], other[0], atol=1e-5)
     assert len(json.loads((taught / "run.json").read_text())["teachers_sha256"]) == 2
+
+
+GROUPED = """
+import numpy as np
+from maskfer_edge.dataset import PictureSet
+from maskfer_trainer.fit_together import _grouped
+shown = np.array([4, 7, 7, 7, 9, 9])  # which face each of six pictures shows
+masked = PictureSet(np.arange(6)[:, None, None], shown, ("",) * 6)
+print(_grouped(masked, masked, shown).masked[..., 0, 0].tolist())
+"""
+
+
+def test_all_masks_of_a_face_are_shown(together):
+    assert json.loads(together(GROUPED).stdout) == [[0, 0, 0], [1, 2, 3], [4, 5, 4]]
 
 
 REFUSED = f"""

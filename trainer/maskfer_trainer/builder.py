@@ -100,7 +100,7 @@ def build_dataset(
     partial = unfinished(out)
     with _begin(partial) as begun:
         try:
-            done = _resume(partial, begun, header)
+            done = _resume(partial, begun, {**header, "maskfer": version("maskfer")})  # another may draw otherwise
             remaining = [photo for photo in photographs if photo.path not in done]
             batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
             pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
@@ -166,14 +166,20 @@ def _resume(partial: Path, begun: IO[bytes], header: Record) -> dict[str, Record
             return {}
         begun.seek(0)
         if begun.read() != header_text:
-            raise OutputError(f"{partial} holds an unfinished build with other settings; remove it and start again")
+            raise OutputError(
+                f"{partial} holds an unfinished build with other settings, or by another version of maskfer; "
+                "remove it and start again"
+            )
         done: dict[str, Record] = {}
-        for line in log.read_text().splitlines(keepends=True):
-            with suppress(ValueError):  # a line that a power cut damaged: that picture is made again
-                result = json.loads(line)
-                if all(_is_there(partial, name) for name in _files_of(result.get("records", ()))):
-                    done[result["source"]] = result
-        log.write_text("".join(json.dumps(result) + "\n" for result in done.values()))
+        with log.open("rb") as lines:
+            for line in lines:
+                with suppress(ValueError, TypeError, KeyError):  # damaged by a power cut: that picture is made again
+                    result = json.loads(line)
+                    records = () if "skipped" in result else result["records"]
+                    if all(_is_there(partial, name) for name in _files_of(records)):
+                        done[result["source"]] = result
+        with log.open("w") as file:
+            file.writelines(json.dumps(result) + "\n" for result in done.values())
         return done
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error

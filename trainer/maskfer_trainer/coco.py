@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from maskfer_edge.dependencies import cv2
 from maskfer_trainer.masks import Points
@@ -51,8 +52,8 @@ def coco(records: list[dict[str, Any]]) -> dict[str, Any]:
 FINER = 4
 
 
-def _edges(polygon: Points, size_wh: tuple[int, int]) -> Points:
-    """The outline around the pixels whose middles a polygon runs through: COCO counts from pixels' edges."""
+def _edges(polygon: npt.NDArray[np.int32], size_wh: tuple[int, int]) -> Points:
+    """The outline, (n, 2) float32, around the pixels whose middles a polygon runs through: COCO counts from edges."""
     filled = cv2.fillPoly(np.zeros(size_wh[::-1], dtype=np.uint8), [polygon], 1)
     finer = cv2.resize(filled, None, fx=FINER, fy=FINER, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(finer, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Face:
 
 
 class FaceFinder:
-    """Finds the faces of pictures.
+    """Finds the faces of pictures. Several threads may share one.
 
     Args:
         protocol: ``all``: each picture is a face crop, no detector is asked. ``detected``: dlib's
@@ -58,6 +59,8 @@ class FaceFinder:
             with extra("trainer"):
                 import dlib
             self._detector = dlib.get_frontal_face_detector()
+            # it keeps the picture it looks at, and Python's other threads run meanwhile
+            self._one_at_a_time = Lock()
 
     def __call__(self, grey: UInt8Array) -> list[Face]:
         """Find faces, the largest first.
@@ -98,7 +101,8 @@ class FaceFinder:
         if scale != 1:
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
             sized = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=how), dtype=np.uint8)
-        boxes, scores, _ = self._detector.run(sized, 0, LEAST_SCORE)
+        with self._one_at_a_time:
+            boxes, scores, _ = self._detector.run(sized, 0, LEAST_SCORE)
         return [
             ((b.left() / scale, b.top() / scale, b.width() / scale, b.height() / scale), round(float(score), 3))
             for b, score in zip(boxes, scores, strict=True)

@@ -27,11 +27,11 @@ from maskfer_trainer.run_folder import (
     LAST,
     History,
     RunFolder,
+    begun,
     best_of,
-    check_run,
+    best_path,
     load_averaged,
     load_last,
-    make_run,
     weights_of,
 )
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
@@ -105,65 +105,65 @@ def fit_detector(
     config = {"settings": asdict(settings), "kind": "detector", "scenes": made_of}
     if initial is not None:
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
-    check_run(run, config, resume)
-    keras.utils.set_random_seed(settings.seed)
-    training, validation = read_scenes(scenes, set(said.get("validation", ())))
-    apart = "" if said.get("validation_apart") else ", of the same faces and photographs: its figures are too good"
-    say(f"{len(training)} scenes to train on; {len(validation)} to validate{apart}")
-    steps = len(training) // settings.batch_size
-    if not steps or not len(validation):
-        raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
-    history = History()
-    if (run / LAST).exists():
-        model, history = load_last(run, steps, {"DetectorLoss": DetectorLoss})
-    else:
-        detector = build_detector()
-        if initial is not None:
-            take_weights(detector, initial)
-        model = joined(detector)
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, (settings.epochs - settings.epochs * WARM_UP) * steps, alpha=0.01,
-            warmup_target=settings.learning_rate, warmup_steps=max(1, int(settings.epochs * WARM_UP * steps)),
-        )  # fmt: skip
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-3, clipnorm=10.0)
-        model.compile(optimizer=optimizer, loss=DetectorLoss())
-    if not resume:
-        make_run(run, config)
-    folder = RunFolder(run, history, settings.epochs)
-    folder.set_model(model)
-    wanted, epochs = _targets_of(validation), range(len(history), settings.epochs)
-    with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
-        averaged = load_averaged(run, model, len(history)) if history else weights_of(model)
-        for epoch in epochs:
-            losses: list[float] = []
-            for step, batch in enumerate(islice(batches, steps), start=1):
-                model.reset_metrics()  # which Keras' older versions leave to us
-                losses.append(float(model.train_on_batch(*batch)))
-                if step % AVERAGED_EVERY == 0 or step == steps:
-                    done = epoch * steps + step
-                    # at first the mean is of few steps, not of the first weights
-                    kept = min(AVERAGE, (done + 1) / (done + 10)) ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
-                    averaged = [
-                        kept * old + (1 - kept) * new for old, new in zip(averaged, weights_of(model), strict=True)
-                    ]
-            folder.trained = weights_of(model)
-            model.set_weights(averaged)  # these are judged and kept
-            maps = predict_maps(model, validation.images)
-            f1, threshold = best_threshold(maps, validation)
-            val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
-            logs = {"loss": float(np.mean(losses)), "val_loss": val_loss, "val_accuracy": f1}
-            say(f"epoch {epoch + 1}/{settings.epochs}: loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}")
-            folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
-            model.set_weights(folder.trained)
-    row = best_of(history)
-    best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
-    outputs = {name: best.get_layer(name).output for name in ("heat", "boxes")}
-    plain = keras.Model(best.input, outputs, name=best.name)
-    metadata = {**config, "architecture": plain.name, "stride": STRIDE, "input_size_wh": SIZE_WH,
-                "score_threshold": row["threshold"], "validation_f1": round(row["val_accuracy"], 4)}  # fmt: skip
-    plain.save(run / "checkpoints" / "detector.keras")
-    embed_metadata(run / "checkpoints" / "detector.keras", run / "model.keras", metadata)
-    return run / "model.keras"
+    with begun(run, config, resume) as make_folder:
+        keras.utils.set_random_seed(settings.seed)
+        training, validation = read_scenes(scenes, set(said.get("validation", ())))
+        apart = "" if said.get("validation_apart") else ", of the same faces and photographs: its figures are too good"
+        say(f"{len(training)} scenes to train on; {len(validation)} to validate{apart}")
+        steps = len(training) // settings.batch_size
+        if not steps or not len(validation):
+            raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
+        history = History()
+        if (run / LAST).exists():
+            model, history = load_last(run, steps, {"DetectorLoss": DetectorLoss})
+        else:
+            detector = build_detector()
+            if initial is not None:
+                take_weights(detector, initial)
+            model = joined(detector)
+            schedule = keras.optimizers.schedules.CosineDecay(
+                0.0, (settings.epochs - settings.epochs * WARM_UP) * steps, alpha=0.01,
+                warmup_target=settings.learning_rate, warmup_steps=max(1, int(settings.epochs * WARM_UP * steps)),
+            )  # fmt: skip
+            optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-3, clipnorm=10.0)
+            model.compile(optimizer=optimizer, loss=DetectorLoss())
+        make_folder()
+        folder = RunFolder(run, history, settings.epochs)
+        folder.set_model(model)
+        wanted, epochs = _targets_of(validation), range(len(history), settings.epochs)
+        with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
+            averaged = load_averaged(run, model, len(history)) if history else weights_of(model)
+            for epoch in epochs:
+                losses: list[float] = []
+                for step, batch in enumerate(islice(batches, steps), start=1):
+                    model.reset_metrics()  # which Keras' older versions leave to us
+                    losses.append(float(model.train_on_batch(*batch)))
+                    if step % AVERAGED_EVERY == 0 or step == steps:
+                        done = epoch * steps + step
+                        # at first the mean is of few steps, not of the first weights
+                        kept = min(AVERAGE, (done + 1) / (done + 10)) ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
+                        averaged = [
+                            kept * old + (1 - kept) * new for old, new in zip(averaged, weights_of(model), strict=True)
+                        ]
+                folder.trained = weights_of(model)
+                model.set_weights(averaged)  # these are judged and kept
+                maps = predict_maps(model, validation.images)
+                f1, threshold = best_threshold(maps, validation)
+                val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
+                logs = {"loss": float(np.mean(losses)), "val_loss": val_loss, "val_accuracy": f1}
+                told = f"loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}"
+                say(f"epoch {epoch + 1}/{settings.epochs}: {told}")
+                folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
+                model.set_weights(folder.trained)
+        row = best_of(history)
+        best = keras.models.load_model(best_path(run, history), compile=False)
+        outputs = {name: best.get_layer(name).output for name in ("heat", "boxes")}
+        plain = keras.Model(best.input, outputs, name=best.name)
+        metadata = {**config, "architecture": plain.name, "stride": STRIDE, "input_size_wh": SIZE_WH,
+                    "score_threshold": row["threshold"], "validation_f1": round(row["val_accuracy"], 4)}  # fmt: skip
+        plain.save(run / "checkpoints" / "detector.keras")
+        embed_metadata(run / "checkpoints" / "detector.keras", run / "model.keras", metadata)
+        return run / "model.keras"
 
 
 def scenes_info(scenes: Path) -> dict[str, Any]:

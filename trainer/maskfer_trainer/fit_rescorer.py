@@ -18,14 +18,14 @@ from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import load_detector_model
 from maskfer_trainer.augment import augment
 from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_candidates
-from maskfer_trainer.detector_evaluation import read_photos, tuning_half
+from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
 from maskfer_trainer.fit_detector import scenes_info
 from maskfer_trainer.keras_file import embed_metadata
-from maskfer_trainer.run_folder import LAST, History, RunFolder, check_run, load_last, make_run, seed_dropout
+from maskfer_trainer.run_folder import LAST, History, RunFolder, begun, load_last, seed_dropout
 from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
-from maskfer_trainer.scenes import photo_part
+from maskfer_trainer.scenes import held_out, photo_part
 
 # Share of faces in a batch; without it, two in ten of the candidates are.
 FACES = 0.375
@@ -78,7 +78,8 @@ def fit_rescorer(
     Args:
         detector: Model file, whose finds are learned from; a rescorer in it is left aside.
         scenes: Made by ``trainer build-scenes``; the validation scenes judge.
-        photos: Folder of photographs with ``boxes.csv``; only its tuning half is used.
+        photos: Folder of photographs with ``boxes.csv``; only its tuning half is used, without those that the
+            scenes show for validation only.
         run: Folder to make, see `run_folder`.
         settings: How to train.
         resume: Go on with the run that `run` holds.
@@ -100,57 +101,59 @@ def fit_rescorer(
         "detector_sha256": hashlib.sha256(read_bytes(detector)).hexdigest(),
         "photos_sha256": hashlib.sha256(read_bytes(photos / "boxes.csv")).hexdigest(),
     }
-    check_run(run, config, resume)
-    keras.utils.set_random_seed(settings.seed)
-    history = History()
-    if (run / LAST).exists():
-        network, history = load_last(run, settings.steps)
-    else:
-        network = build_rescorer()
-        steps = settings.epochs * settings.steps
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=max(1, steps // 20)
-        )
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
-        network.compile(optimizer, keras.losses.BinaryCrossentropy(label_smoothing=0.02), metrics=["accuracy"])
-    if len(history) < settings.epochs:
-        training, validation = _candidates(detector, scenes, set(said.get("validation", ())), photos, settings, say)
-        if not resume:
-            make_run(run, config)
-        dropout = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
-        )
-        network.fit(
-            _Batches(training, settings, len(history)),
-            validation_data=(_pixels(validation.crops), validation.faces.astype(np.float32)[:, None]),
-            epochs=settings.epochs,
-            initial_epoch=len(history),
-            callbacks=[RunFolder(run, history, settings.epochs), dropout],
-            verbose=verbose,
-            shuffle=False,  # of the batches' numbers, which a run that is gone on with would draw anew
-        )
-    right = f"{history[-1]['val_accuracy']:.3f}"
-    say(f"right on {right} of the validation candidates")
-    metadata = {**config, "architecture": network.name, "validation_accuracy": round(history[-1]["val_accuracy"], 4)}
-    plain = run / "checkpoints" / "rescorer.keras"
-    keras.models.load_model(run / LAST, compile=False).save(plain)  # without the optimizer's variables
-    embed_metadata(plain, run / "model.keras", metadata)
-    return run / "model.keras"
+    with begun(run, config, resume) as make_folder:
+        keras.utils.set_random_seed(settings.seed)
+        history = History()
+        if (run / LAST).exists():
+            network, history = load_last(run, settings.steps)
+        else:
+            network = build_rescorer()
+            steps = settings.epochs * settings.steps
+            schedule = keras.optimizers.schedules.CosineDecay(
+                0.0, steps - steps // 20, warmup_target=settings.learning_rate, warmup_steps=max(1, steps // 20)
+            )
+            optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
+            network.compile(optimizer, keras.losses.BinaryCrossentropy(label_smoothing=0.02), metrics=["accuracy"])
+        if len(history) < settings.epochs:
+            training, validation = _candidates(detector, scenes, said, photos, settings, say)
+            make_folder()
+            dropout = keras.callbacks.LambdaCallback(
+                on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
+            )
+            network.fit(
+                _Batches(training, settings, len(history)),
+                validation_data=(_pixels(validation.crops), validation.faces.astype(np.float32)[:, None]),
+                epochs=settings.epochs,
+                initial_epoch=len(history),
+                callbacks=[RunFolder(run, history, settings.epochs), dropout],
+                verbose=verbose,
+                shuffle=False,  # of the batches' numbers, which a run that is gone on with would draw anew
+            )
+        right = history[-1]["val_accuracy"]
+        say(f"right on {right:.3f} of the validation candidates")
+        metadata = {**config, "architecture": network.name, "validation_accuracy": round(right, 4)}
+        plain = run / "checkpoints" / "rescorer.keras"
+        keras.models.load_model(run / LAST, compile=False).save(plain)  # without the optimizer's variables
+        embed_metadata(plain, run / "model.keras", metadata)
+        return run / "model.keras"
 
 
 def _candidates(
     detector: Path,
     scenes: Path,
-    held_out: set[str],
+    said: dict[str, Any],
     photos: Path,
     settings: RescorerSettings,
     say: Callable[[str], None],
 ) -> tuple[Candidates, Candidates]:
     """Those to train on, and those to validate."""
     finder = LearnedDetector(replace(load_detector_model(detector), rescorer=b""), score_threshold=LEAST_SCORE)
-    of_training, of_validation = read_scenes(scenes, held_out)
+    of_training, of_validation = read_scenes(scenes, set(said.get("validation", ())))
     validation = find_candidates(finder, _marked(of_validation))
-    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photos, settings))]
+    photographs = tuning_half(read_photos(photos))
+    if said.get("validation_apart"):  # then some photographs are shown in validation scenes only
+        photographs = [photo for photo in photographs if not held_out("photograph", photo.path.name)]
+    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photographs, settings))]
     training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     for candidates, what in ((training, "to train on"), (validation, "to validate")):
         say(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
@@ -195,9 +198,9 @@ def _marked(scenes: SceneSet) -> Iterator[Marked]:
     yield from zip(scenes.images, scenes.faces, scenes.ignored, strict=True)
 
 
-def _parts(photos: Path, settings: RescorerSettings) -> Iterator[Marked]:
-    """Parts of the photographs of the tuning half, at several scales and in other light."""
-    for number, photo in enumerate(tuning_half(read_photos(photos))):
+def _parts(photographs: list[Photo], settings: RescorerSettings) -> Iterator[Marked]:
+    """Parts of photographs, at several scales and in other light."""
+    for number, photo in enumerate(photographs):
         grey = read_grey(photo.path)
         random = np.random.default_rng((settings.seed, number))
         for _ in range(settings.draws):

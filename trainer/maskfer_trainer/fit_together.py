@@ -29,7 +29,7 @@ from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.fitting import read_parts, write_calibrated
 from maskfer_trainer.keras_file import check_validation_share, says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import LEAST_SECONDS, History, check_run, make_run, read_from, write_history
+from maskfer_trainer.run_folder import LEAST_SECONDS, History, begun, read_from, write_history
 from maskfer_trainer.settings import FitSettings
 from maskfer_trainer.together import LARGE, Faces, Together, in_half_precision
 
@@ -50,7 +50,7 @@ def fit_together(
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make.
         networks: Each an architecture and the seed of its weights, such as ``lean:0``.
-        settings: How to train all of them, without `arch`; `seed` is of order and changes.
+        settings: How to train all of them, ``paper`` too, without `arch`; `seed` is of order and changes.
         teachers: `.keras` files that know masked and bare faces, see `together.Together`.
         resume: Go on with what `out` holds.
         say: Takes what a person at the terminal should know.
@@ -59,8 +59,8 @@ def fit_together(
         The path of each network's model.keras.
 
     Raises:
-        InputError: If a network is unknown or `settings` name one, the data set or a teacher cannot be used, `resume`
-            does not fit what `out` holds, or the loss becomes no number.
+        InputError: If a network is unknown, `settings` name another than the default, the data set or a teacher cannot
+            be used, `resume` does not fit what `out` holds, or the loss becomes no number.
         OutputError: If `out` is there already and `resume` is not given.
     """
     info = dataset_info(dataset)
@@ -77,49 +77,47 @@ def fit_together(
     if not parsed or len(set(parsed)) < len(parsed):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
     check_validation_share(teachers, settings.validation_share)
-    check_run(out, config, resume)
-    made = [_made(*of_network) for of_network in parsed]
-    teaching = [_teacher(path) for path in teachers]
-    masked, bare, faces, _, validation = read_parts(dataset, settings, need_bare=True)
-    assert bare is not None
-    together = Together(made, teaching, _grouped(masked, bare, faces), settings)
-    say(f"{together.count} faces to train on; {len(validation)} pictures to validate")
-    if not resume:
-        make_run(out, config)
-    folders = [out / name.replace(":", "-") for name in networks]
-    for folder in folders:
-        folder.mkdir(exist_ok=True)
-    state = out / "checkpoints" / "state.npz"
-    histories = _resumed(together, out, state) if state.exists() else [History() for _ in networks]
-    written = -math.inf
-    for epoch in range(len(histories[0]), settings.epochs):
-        told = together.epoch(epoch, settings.epochs)
-        judged = _judged(together, validation)
-        for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
-            if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
-                kept = "what was written before is kept" if state.exists() else "nothing was written"
-                raise InputError(
-                    f"the loss of {name} became no number in epoch {epoch + 1}; {kept} in {out}; "
-                    "train again with a lower --learning-rate, into another folder"
-                )
-            history.append({"epoch": epoch + 1, **of_training, **of_validation})
-        if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
-            _write(together, histories, folders, state)
-            written = time.monotonic()
-            right = ", ".join(f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True))
-            say(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {right}")
-    together.take_averaged()
-    counts = np.bincount(masked.labels, minlength=len(LABELS))
-    for (architecture, seed), network, history, folder in zip(parsed, made, histories, folders, strict=True):
-        plain = ARCHITECTURES[architecture]()  # in full precision
-        plain.set_weights(network.get_weights())
-        metadata = {
-            **config, "settings": asdict(settings) | {"arch": architecture}, "weights_seed": seed,
-            "architecture": architecture, "backend": "jax", "best_epoch": len(history),
-            "training_pictures": len(masked), "validation_pictures": len(validation),
-        }  # fmt: skip
-        write_calibrated(plain, validation, counts, settings.least_recall, metadata, folder / "model.keras")
-    return [folder / "model.keras" for folder in folders]
+    with begun(out, config, resume) as make_folder:
+        made = [_made(*of_network) for of_network in parsed]
+        teaching = [_teacher(path) for path in teachers]
+        masked, bare, faces, _, validation = read_parts(dataset, settings, need_bare=True)
+        assert bare is not None
+        together = Together(made, teaching, _grouped(masked, bare, faces), settings)
+        say(f"{together.count} faces to train on; {len(validation)} pictures to validate")
+        make_folder()
+        folders = [out / name.replace(":", "-") for name in networks]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        state = out / "checkpoints" / "state.npz"
+        histories = _resumed(together, out, state) if state.exists() else [History() for _ in networks]
+        written = -math.inf
+        for epoch in range(len(histories[0]), settings.epochs):
+            told = together.epoch(epoch, settings.epochs)
+            judged = _judged(together, validation)
+            for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
+                if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
+                    kept = "what was written before is kept" if state.exists() else "nothing was written"
+                    raise InputError(
+                        f"the loss of {name} became no number in epoch {epoch + 1}; {kept} in {out}; "
+                        "train again with a lower --learning-rate, into another folder"
+                    )
+                history.append({"epoch": epoch + 1, **of_training, **of_validation})
+            if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
+                _write(together, histories, folders, state)
+                written = time.monotonic()
+                right = ", ".join(f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True))
+                say(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {right}")
+        together.take_averaged()
+        counts = np.bincount(masked.labels, minlength=len(LABELS))
+        for (architecture, seed), network, history, folder in zip(parsed, made, histories, folders, strict=True):
+            plain = ARCHITECTURES[architecture]()  # in full precision
+            plain.set_weights(network.get_weights())
+            metadata = {
+                **config, "weights_seed": seed, "architecture": architecture, "backend": "jax",
+                "best_epoch": len(history), "training_pictures": len(masked), "validation_pictures": len(validation),
+            }  # fmt: skip
+            write_calibrated(plain, validation, counts, settings.least_recall, metadata, folder / "model.keras")
+        return [folder / "model.keras" for folder in folders]
 
 
 def _parsed(name: str) -> tuple[str, int]:
@@ -149,9 +147,9 @@ def _teacher(path: Path) -> keras.Model:
 
 
 def _grouped(masked: PictureSet, bare: PictureSet, faces: npt.NDArray[np.int64]) -> Faces:
-    """The pictures by face; as many masks of each as the face with the fewest has."""
+    """The pictures by face; of a face that has fewer masks than others, some come again."""
     order, first, counts = by_face(faces)
-    pictures = order[first[:, None] + np.arange(counts.min())]
+    pictures = order[first[:, None] + np.arange(counts.max()) % counts[:, None]]
     return Faces(bare.images[pictures[:, 0]], masked.images[pictures], masked.labels[pictures[:, 0]])
 
 

@@ -29,10 +29,10 @@ from maskfer_trainer.run_folder import (
     LAST,
     History,
     RunFolder,
+    begun,
     best_of,
-    check_run,
+    best_path,
     load_last,
-    make_run,
     read_from,
     seed_dropout,
 )
@@ -91,47 +91,46 @@ def fit(
     if teachers:
         config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
     check_validation_share([*([initial] if initial else []), *teachers], settings.validation_share)
-    check_run(run, config, resume)
-    if resume and (run / "model.keras").exists():
-        return run / "model.keras"
-    devices = spread_over(settings.batch_size) if distribute else []
-    keras.utils.set_random_seed(settings.seed)
-    batches, validation = _batches(dataset, settings, teachers, say)
-    say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
-    if devices:
-        spread(devices)  # not before the teachers were asked: their last batch need not split evenly
-        say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
-        # what is judged must split evenly too
-        validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
+    with begun(run, config, resume) as make_folder:
+        if resume and (run / "model.keras").exists():
+            return run / "model.keras"
+        devices = spread_over(settings.batch_size) if distribute else []
+        keras.utils.set_random_seed(settings.seed)
+        batches, validation = _batches(dataset, settings, teachers, say)
+        say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
+        if devices:
+            spread(devices)  # not before the teachers were asked: their last batch need not split evenly
+            say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
+            # what is judged must split evenly too
+            validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
-    history = History()
-    if (run / LAST).exists():
-        model, history = _load_state(run, settings, len(batches))
-    else:
-        model = ARCHITECTURES[settings.arch]()
-        if initial is not None:
-            take_weights(model, initial)
-        _compile(model, settings, len(batches))
-    if not resume:
-        make_run(run, config)
-    if len(history) < settings.epochs:
-        callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
-        _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)
-    if devices:
-        keras.distribution.set_distribution(None)
-    best_row = best_of(history)
-    metadata = {
-        **config,
-        "architecture": settings.arch,
-        "backend": keras.backend.backend(),
-        "best_epoch": int(best_row["epoch"]),
-        "training_pictures": len(batches.masked),
-        "validation_pictures": len(validation),
-    }
-    best = keras.models.load_model(run / "checkpoints" / "best.keras", compile=False)
-    counts = np.bincount(batches.masked.labels, minlength=len(LABELS))
-    write_calibrated(best, validation, counts, settings.least_recall, metadata, run / "model.keras")
-    return run / "model.keras"
+        history = History()
+        if (run / LAST).exists():
+            model, history = _load_state(run, settings, len(batches))
+        else:
+            model = ARCHITECTURES[settings.arch]()
+            if initial is not None:
+                take_weights(model, initial)
+            _compile(model, settings, len(batches))
+        make_folder()
+        if len(history) < settings.epochs:
+            callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
+            _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)
+        if devices:
+            keras.distribution.set_distribution(None)
+        best_row = best_of(history)
+        metadata = {
+            **config,
+            "architecture": settings.arch,
+            "backend": keras.backend.backend(),
+            "best_epoch": int(best_row["epoch"]),
+            "training_pictures": len(batches.masked),
+            "validation_pictures": len(validation),
+        }
+        best = keras.models.load_model(best_path(run, history), compile=False)
+        counts = np.bincount(batches.masked.labels, minlength=len(LABELS))
+        write_calibrated(best, validation, counts, settings.least_recall, metadata, run / "model.keras")
+        return run / "model.keras"
 
 
 class Parts(NamedTuple):
@@ -205,7 +204,8 @@ def write_calibrated(
         validation: Faces that it was not trained on.
         counts: (7,) training pictures of each class.
         least_recall: See `FitSettings`.
-        metadata: To write with it; accuracy, lift, temperature and calibration errors are added.
+        metadata: To write with it; accuracy, lift, temperature and calibration errors are added. The accuracy is of
+            the faces as they are, all else of the mean over a face and its mirror image, as at the edge.
         path: `.keras` file; an existing one is replaced.
     """
     views = predict_views(network, validation.images)

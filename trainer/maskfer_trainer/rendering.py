@@ -83,7 +83,7 @@ class Masked:
 
     image: UInt8Array
     cover: UInt8Array
-    polygon: Points
+    polygon: npt.NDArray[np.int32]
 
 
 def put_on(
@@ -235,7 +235,7 @@ def _face_to_mask(wearing: Wearing) -> Field:
     return np.asarray(np.column_stack([turned * scale[:, None], moved * scale + offset]), dtype=np.float32)
 
 
-def _rgb(colour: HSV, coloured: bool) -> Field:
+def _bgr(colour: HSV, coloured: bool) -> Field:
     """B,G,R from 0 to 1, or one grey."""
     r, g, b = colorsys.hsv_to_rgb((colour[0] % 360) / 360, colour[1], colour[2])
     return np.array((b, g, r) if coloured else (0.299 * r + 0.587 * g + 0.114 * b,), dtype=np.float32)
@@ -266,15 +266,15 @@ def _shade(
 
     second = np.maximum(trim[..., 1], tiled[..., 2] / 255 if wearing.pattern else 0)
     second = np.maximum(second, trim[..., 2])[..., None]
-    first_rgb, second_rgb = _rgb(wearing.colour, coloured), _rgb(wearing.second, coloured)
+    first_bgr, second_bgr = _bgr(wearing.colour, coloured), _bgr(wearing.second, coloured)
     if layers.albedo is not None:
-        first_rgb = cv2.remap(layers.albedo, map_xy, None, cv2.INTER_LINEAR).astype(np.float32) / 255
+        first_bgr = cv2.remap(layers.albedo, map_xy, None, cv2.INTER_LINEAR).astype(np.float32) / 255
         if not coloured:
-            first_rgb = cv2.cvtColor(first_rgb, cv2.COLOR_BGR2GRAY)[..., None]
-    colours = first_rgb + second * (second_rgb - first_rgb)
+            first_bgr = cv2.cvtColor(first_bgr, cv2.COLOR_BGR2GRAY)[..., None]
+    colours = first_bgr + second * (second_bgr - first_bgr)
     # straps in the second colour where there is no cloth over them
     straps = trim[..., 0]
-    colours = colours + (straps * (1 - cover))[..., None] * (second_rgb - colours)
+    colours = colours + (straps * (1 - cover))[..., None] * (second_bgr - colours)
     light = scene.light if scene is not None else np.array((1.0, 0.0, -0.12), dtype=np.float32)
     nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.05))
     shaded = tone * np.clip(light[0] * (1 + FRONTAL * (nz - 0.93)) + light[1] * nx + light[2] * ny, 0.05, 2.0)

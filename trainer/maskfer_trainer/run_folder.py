@@ -1,11 +1,11 @@
 """The folder of a training run: what it holds, and how it is kept whole whenever it is cut short.
 
-RUN/run.json                settings, data set
-RUN/history.csv             a row an epoch, written like the rest every `LEAST_SECONDS` and at the end
-RUN/curves.png              loss and accuracy
-RUN/checkpoints/last.keras  the whole state of training when it was last written
-RUN/checkpoints/best.keras  the network of the epoch with the best accuracy on validation faces
-RUN/model.keras             that network, calibrated
+RUN/run.json                  settings, data set
+RUN/history.csv               a row an epoch, written like the rest every `LEAST_SECONDS` and at the end
+RUN/curves.png                loss and accuracy
+RUN/checkpoints/last.keras    the whole state of training when it was last written
+RUN/checkpoints/best-7.keras  the network of the epoch with the best accuracy on validation faces, here the seventh
+RUN/model.keras               that network, calibrated
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, whole_file, write_whole
+from maskfer_edge.files import check_makeable, lock, whole_file, write_whole
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
@@ -69,8 +69,9 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
     def _write(self) -> None:
         write_history(self.run / "history.csv", self.history)
         draw_curves(self.history, self.run / "curves.png")
+        best = best_path(self.run, self.history)
         if self._best is not None:
-            self._save_with(self._best, "checkpoints/best.keras")
+            self._save_with(self._best, best)
             self._best = None
         # resuming starts from last.keras, so it comes last: whatever was cut short before is done again
         if self.trained is None:
@@ -78,13 +79,16 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         else:
             with whole_file(self.run / AVERAGED, overwrite=True) as partial:
                 np.savez(partial, *weights_of(self.model), epochs=len(self.history))
-            self._save_with(self.trained, LAST)
+            self._save_with(self.trained, self.run / LAST)
+        for other in best.parent.glob("best-*.keras"):  # not before: last.keras of an earlier epoch needs its own
+            if other != best:
+                other.unlink()
         self._written, self._written_at = len(self.history), time.monotonic()
 
-    def _save_with(self, weights: list[FloatArray], name: str) -> None:
+    def _save_with(self, weights: list[FloatArray], path: Path) -> None:
         own = weights_of(self.model)
         self.model.set_weights(weights)
-        save_network(self.model, self.run / name)
+        save_network(self.model, path)
         self.model.set_weights(own)
 
     def _refuse(self, what: str) -> None:
@@ -95,20 +99,34 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         )
 
 
-def check_run(run: Path, config: dict[str, Any], resume: bool) -> None:
-    """Check that a run can be started, or that the folder holds the one that is to go on.
+@contextmanager
+def begun(run: Path, config: dict[str, Any], resume: bool) -> Iterator[Callable[[], None]]:
+    """Keep other runs off a folder, be it a new one or that of a run that is to go on.
+
+    Yields:
+        What makes a new folder, whole or not at all, to be called once all else was found right. It raises OutputError
+        if that cannot be made.
 
     Raises:
         InputError: If there is no run to go on with, or it has another configuration.
-        OutputError: If there is one already.
+        OutputError: If there is one already, or another process goes on with it.
     """
-    if not resume:
+    with ExitStack() as held:
+        if resume:
+            _go_on(run, config, held)
+            yield lambda: None
+            return
         if run.exists():
             raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
         check_makeable(run)
-        return
+        yield lambda: _make(run, config, held)
+
+
+def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
     try:
-        started = json.loads((run / "run.json").read_bytes())
+        file = held.enter_context((run / "run.json").open("rb+"))
+        lock(file, run)
+        started = json.loads(file.read())
     except FileNotFoundError:
         raise InputError(f"{run} holds no run to go on with; leave out --resume to start one") from None
     except (OSError, ValueError) as error:
@@ -122,14 +140,14 @@ def check_run(run: Path, config: dict[str, Any], resume: bool) -> None:
             partial.unlink()
 
 
-def make_run(run: Path, config: dict[str, Any]) -> None:
-    """Make the folder of a run, whole or not at all. Raises OutputError if it cannot be made."""
+def _make(run: Path, config: dict[str, Any], held: ExitStack) -> None:
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
             made = Path(folder) / run.name
             (made / "checkpoints").mkdir(parents=True)
             write_whole(made / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+            lock(held.enter_context((made / "run.json").open("rb+")), run)
             made.rename(run)
     except OSError as error:
         raise OutputError(f"{run} cannot be made: {error.strerror}") from error
@@ -144,6 +162,11 @@ def save_network(model: keras.Model, path: Path) -> None:
 def best_of(history: History) -> dict[str, float]:
     """The row of the first epoch with the best accuracy on the validation part."""
     return max(history, key=lambda row: row["val_accuracy"])
+
+
+def best_path(run: Path, history: History) -> Path:
+    """Where the network of the epoch that `best_of` gives is kept."""
+    return run / f"checkpoints/best-{best_of(history)['epoch']:.0f}.keras"
 
 
 @contextmanager
@@ -178,7 +201,9 @@ def load_last(run: Path, steps: int, custom_objects: Mapping[str, Any] | None = 
     """
     with read_from(run):
         model = keras.models.load_model(run / LAST, custom_objects=custom_objects)
-        return model, history_of(model, run, steps)
+        history = history_of(model, run, steps)
+        best_path(run, history).stat()
+        return model, history
 
 
 def load_averaged(run: Path, model: keras.Model, epochs: int) -> list[FloatArray]:

@@ -126,7 +126,7 @@ def batches_of(
     if workers == 1 or not epochs:
         yield (make_batch(scenes.images[chosen], marks, key) for chosen, marks, key in tasks)
         return
-    # all processes see one copy of the pictures; `run_folder.check_run` removes what a kill leaves of it
+    # all processes see one copy of the pictures; `run_folder.begun` removes what a kill leaves of it
     shared = folder / ".scenes.partial.npy"
     try:
         np.save(shared, scenes.images)
@@ -207,8 +207,9 @@ def moved(
     unjudged: list[Box] = []
     for boxes, right in ((faces, kept), (ignored, unjudged)):
         for x, y, w, h in boxes:
-            old_x, old_y = x + w / 2, y + h / 2
-            centre_x, centre_y = xx * old_x + xy * old_y + x_move, yx * old_x + yy * old_y + y_move
+            # the matrix counts from the middle of the first pixel, boxes from its edge
+            old_x, old_y = x + w / 2 - 0.5, y + h / 2 - 0.5
+            centre_x, centre_y = xx * old_x + xy * old_y + x_move + 0.5, yx * old_x + yy * old_y + y_move + 0.5
             half_w, half_h = w * scale / 2, h * scale / 2
             left, end = max(0.0, centre_x - half_w), min(float(width), centre_x + half_w)
             top, bottom = max(0.0, centre_y - half_h), min(float(height), centre_y + half_h)

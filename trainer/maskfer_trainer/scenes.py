@@ -144,10 +144,10 @@ def build_scenes(
         cutouts = [cutout for of_some in cut_out for cutout in of_some]
         rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
         names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
-        held_out = [name for name in names if _held_out("", name)]
+        for_validation = [name for name in names if held_out("", name)]
         composers = _composers(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number, name in enumerate(names):
-            scene = composers[_held_out("", name)].compose(number)
+            scene = composers[held_out("", name)].compose(number)
             # cv2.imwrite says nothing of a full disk
             (made / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
             for label, (x, y, w, h) in scene.faces:
@@ -162,7 +162,7 @@ def build_scenes(
             **sources,
             "validation_apart": apart,
             "faces": counts,
-            "validation": held_out,
+            "validation": for_validation,
         }
         (made / "boxes.csv").write_text(_as_csv(rows))
         (made / "scenes.json").write_text(json.dumps(said, indent=2) + "\n")
@@ -170,7 +170,7 @@ def build_scenes(
     return said
 
 
-def _held_out(kind: str, name: str) -> bool:
+def held_out(kind: str, name: str) -> bool:
     """Whether a scene, portrait or photograph is for validation; the same for every seed."""
     return drawn_share(f"validation{kind}", 0, name) < VALIDATION_SHARE
 
@@ -179,10 +179,10 @@ def _composers(cutouts: list[Cutout], photos: list[tuple[UInt8Array, Photo]], se
     """What makes training scenes and validation scenes: one and the same, if there is too little to hold any back."""
     parts = [
         (
-            [cutout for cutout in cutouts if cutout.held_out is held_out],
-            [(grey, photo) for grey, photo in photos if _held_out("photograph", photo.path.name) is held_out],
+            [cutout for cutout in cutouts if cutout.held_out is apart],
+            [(grey, photo) for grey, photo in photos if held_out("photograph", photo.path.name) is apart],
         )
-        for held_out in (False, True)
+        for apart in (False, True)
     ]
     if not all(any(cutout.label == BARE for cutout in part) and bool(shown) is bool(photos) for part, shown in parts):
         everything = _Composer(cutouts, photos, seed)
@@ -215,14 +215,14 @@ def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
     if not len(photo.boxes_xyxy):
         return []
     x0, y0, x1, y1 = (float(side) for side in photo.boxes_xyxy[0])
-    box_xyxy, held_out = (x0, y0, x1, y1), _held_out("portrait", photo.path.name)
-    cutouts = [Cutout(grey, box_xyxy, BARE, held_out)]
+    box_xyxy, apart = (x0, y0, x1, y1), held_out("portrait", photo.path.name)
+    cutouts = [Cutout(grey, box_xyxy, BARE, apart)]
     kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
     try:
         masked = put_on(grey, _predictor()(grey), kind, wearing).image
     except InputError:  # a face too far aside for a mask
         return cutouts
-    return [*cutouts, Cutout(masked, box_xyxy, MASKED, held_out)]
+    return [*cutouts, Cutout(masked, box_xyxy, MASKED, apart)]
 
 
 def _predictor() -> LandmarkPredictor:

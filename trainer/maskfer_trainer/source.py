@@ -64,8 +64,7 @@ class PhotoSource:
             return read_bytes(self.root / path)
         if self._zip is None:
             self._zip = zipfile.ZipFile(self.root)
-            # some packers write ./train/..., which a path here has not
-            self._entries = {str(PurePosixPath(entry.filename)): entry for entry in self._zip.infolist()}
+            self._entries = {_path(entry): entry for entry in self._zip.infolist()}
         try:
             return self._zip.read(self._entries[path])
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError) as error:
@@ -125,8 +124,8 @@ class PhotoSource:
             return sorted(file.relative_to(self.root).as_posix() for file in _files_below(self.root, ()))
         try:
             with zipfile.ZipFile(self.root) as archive:
-                # a zip may hold one name twice; the last one counts, as for every unpacker
-                names = list({info.filename: None for info in archive.infolist() if not info.is_dir()})
+                # a zip may hold one name twice, also as ./name; the last one counts, as for every unpacker
+                names = list({_path(info): None for info in archive.infolist() if not info.is_dir()})
         except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made for a later version of zip
             raise InputError(f"{self.root} is a zip that cannot be read: {error}") from error
         for name in names:
@@ -147,6 +146,11 @@ class PhotoSource:
                     f"with the classes {', '.join(CLASS_FOLDERS)}"
                 )
             depth += 1
+
+
+def _path(entry: zipfile.ZipInfo) -> str:
+    """Without the ./ that some packers write."""
+    return str(PurePosixPath(entry.filename))
 
 
 def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

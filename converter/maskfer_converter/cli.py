@@ -57,12 +57,12 @@ def quantize_command(
     from maskfer_converter.checks import RefusedModelError
     from maskfer_converter.comparison import Limits
     from maskfer_converter.keras_model import says_of_itself
-    from maskfer_converter.quantize import check_request, quantize
+    from maskfer_converter.quantize import check_request, quantize, report_path
     from maskfer_converter.quantize_detector import is_detector, quantize_detector
 
     refused = None
     limits = Limits(max_drop, min_agreement)
-    check_request(form, out, overwrite)
+    check_request(form, out, overwrite, [model, rescorer])
     said = says_of_itself(model)
     with _steps() as progress, quiet_native_libraries():
         common: dict[str, Any] = {"force": force, "overwrite": overwrite, "progress": progress}
@@ -86,6 +86,8 @@ def quantize_command(
         _print_report(report)
     if refused:
         raise refused
+    if not json_:
+        print_result(f"\nwrote {out} and {report_path(out)}")
     if report.failed:
         say(f"converter: {out} fails {len(report.failed)} of {len(report.checks)} checks; written because of --force")
 

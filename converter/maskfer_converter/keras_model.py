@@ -13,13 +13,16 @@ from maskfer_edge.contract import INPUT_SIZE, LABELS
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
+from maskfer_edge.model_file import FLATBUFFER_MARK
 
 EXPRESSION_SHAPES = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
 
 
 def says_of_itself(path: Path) -> dict[str, Any]:
     """What a `.keras` file says of itself; empty if it says nothing. Raises InputError if it is no whole Keras file."""
-    read_bytes(path)  # says what is wrong with the path itself
+    content = read_bytes(path)  # says what is wrong with the path itself
+    if content[4:8] == FLATBUFFER_MARK:  # ours have a zip appended
+        raise InputError(f"{path} is a TFLite file already; give the model.keras of trainer fit")
     try:
         with zipfile.ZipFile(path) as archive:
             said = json.loads(archive.read("maskfer.json")) if "maskfer.json" in archive.namelist() else {}

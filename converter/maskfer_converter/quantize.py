@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from maskfer_converter.layer_noise import LayerNoise, layer_noise
 from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import CROP_MARGINS
 from maskfer_edge.dataset import PARTS, dataset_info, read_pictures, split_records
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import check_free, whole_file, write_whole
 from maskfer_edge.model_file import Model, ModelInfo, pack
 
@@ -112,7 +113,7 @@ def quantize(
         RefusedModelError: If a check failed.
     """
     limits = limits or Limits()
-    check_request(form, out, overwrite)
+    check_request(form, out, overwrite, [keras_path])
     info = dataset_info(dataset)
     network, said = load_keras(keras_path)
     progress("reading pictures")
@@ -170,17 +171,23 @@ def quantize(
     return report
 
 
-def check_request(form: str, out: Path, overwrite: bool) -> None:
-    """Refuse early what could not be written at the end.
+def check_request(form: str, out: Path, overwrite: bool, networks: Sequence[Path | None]) -> None:
+    """Refuse early what could not be written at the end, or must not be.
 
     Raises:
         InputError: If there is no such format.
-        OutputError: If the file or its report is there already or cannot be written.
+        OutputError: If the file or its report is there already or cannot be written, or it is one of the networks
+            that are read, or no `.tflite`.
     """
     if form not in FORMATS:
         raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
-    for path in (out, report_path(out)):
-        check_free(path, overwrite)
+    if out.is_file() and os.path.realpath(out) in {os.path.realpath(path) for path in networks if path is not None}:
+        other = "" if out.suffix == ".tflite" else f": -o {out.with_suffix('.tflite')}"
+        raise OutputError(f"{out} is the network itself; name another file{other}")
+    check_free(out, overwrite)
+    if out.suffix != ".tflite":
+        raise OutputError(f"{out} must end in .tflite")
+    check_free(report_path(out), overwrite)
 
 
 def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwrite: bool) -> None:

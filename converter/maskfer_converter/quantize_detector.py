@@ -130,7 +130,7 @@ def quantize_detector(
         RefusedModelError: If a check failed.
     """
     limits = limits or Limits()
-    check_request(form, out, overwrite)
+    check_request(form, out, overwrite, [keras_path, rescorer])
     try:
         (width, height), stride = said["input_size_wh"], int(said["stride"])
         trained_threshold = float(said["score_threshold"])

@@ -146,7 +146,7 @@ def doctor_command(
     if json_:
         print_json({"findings": [asdict(finding) for finding in findings]})
     for finding in [] if json_ else findings:
-        print_result(f"{'ok' if finding.good else 'BAD':4} {finding.what}: {finding.found}")
+        print_result(f"{finding.mark:4} {finding.what}: {finding.found}")
         if finding.remedy:
             print_result(f"       {finding.remedy}")
     if not all(finding.good for finding in findings):

@@ -24,6 +24,7 @@ AROUND, NEAR_FACE, NEAR_SIZES = 0.35, 56, (0.75, 1.35)
 # Boxes that overlap so much are one face.
 SAME_FACE = 0.4
 YUNET_THRESHOLD = 0.6
+YUNET_REMEDY = "get face_detection_yunet_2023mar.onnx from OpenCV's model zoo"
 
 Box = tuple[int, int, int, int]
 Equalisation = Literal["none", "histogram", "clahe"]
@@ -226,6 +227,8 @@ class YunetDetector(Detector):
                 "run: pip install 'opencv-python>=4.8,<5'"
             )
         read_bytes(path)  # for its one line: OpenCV does not tell a missing file from a damaged one
+        if path.suffix.lower() != ".onnx":  # by which OpenCV chooses the reader
+            raise ModelError(f"{path} is not YuNet's model (.onnx); {YUNET_REMEDY}")
         self.search_side, self._path = search_side, path
         try:
             self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, same_face)
@@ -251,7 +254,7 @@ class YunetDetector(Detector):
     def _refused(self, error: Exception) -> ModelError:
         return ModelError(
             f"{self._path} is refused by the FaceDetectorYN of OpenCV {cv2.__version__}: "
-            f"{' '.join(str(error).split())[:200]}"
+            f"{' '.join(str(error).split())[:200]}; {YUNET_REMEDY}"
         )
 
 
@@ -281,8 +284,7 @@ def _open_learned(search_side: int, model_path: Path | None, runtime: str, threa
 def _open_yunet(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:
     if model_path is None:
         raise InputError(
-            "detector 'yunet' needs its model file: get face_detection_yunet_2023mar.onnx "
-            "from OpenCV's model zoo and name it with --detector-model FILE"
+            f"detector 'yunet' needs its model file: {YUNET_REMEDY} and name it with --detector-model FILE"
         )
     return YunetDetector(model_path, search_side)
 

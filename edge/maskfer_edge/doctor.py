@@ -49,6 +49,11 @@ class Finding:
     found: str
     remedy: str = ""
 
+    @property
+    def mark(self) -> str:
+        """What stands before it: ``ok``, ``note`` if something could be had besides, or ``BAD``."""
+        return "BAD" if not self.good else "note" if self.remedy else "ok"
+
 
 def examine(model: Path | None = None) -> list[Finding]:
     """Look at all that maskfer needs; never raises.

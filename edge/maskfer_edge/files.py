@@ -24,12 +24,12 @@ def check_free(path: Path, overwrite: bool = False) -> None:
     """Refuse early, before long work, an output that could not be written at the end.
 
     Raises:
-        OutputError: If `path` exists and `overwrite` is false, or its folder cannot be written.
+        OutputError: If `path` is a folder, or exists and `overwrite` is false, or its folder cannot be written.
     """
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} is already there; name another output or give --overwrite")
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name a file in it")
+    if os.path.lexists(path) and not overwrite:
+        raise OutputError(f"{path} is already there; name another output or give --overwrite")
     folder = path.parent
     if not folder.is_dir():
         raise OutputError(f"{folder} is not a folder; make it first: mkdir -p {folder}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,10 +22,14 @@ model_app = make_app("Installed models: signed, tried out before they run, and p
 
 DEFAULT_STORE = Path("/var/lib/maskfer/models")
 DEFAULT_SIGNERS = Path("/etc/maskfer/allowed_signers")
-RESTART = "it runs from the next start on (sudo systemctl restart maskfer)"
 
-# resolved while the folder that we are in counts, see _become_owner
-StoreOption = Annotated[Path, typer.Option(help="Folder of installed models.", resolve_path=True)]
+
+def _absolute(store: Path) -> Path:
+    # while the folder that we are in counts, and with the links in it, which count as well: see _become_owner
+    return Path(os.path.abspath(store))  # noqa: PTH100 (Path.resolve follows them)
+
+
+StoreOption = Annotated[Path, typer.Option(help="Folder of installed models.", callback=_absolute)]
 KindOption = Annotated[str | None, typer.Option(help="expression or detector.", show_default=False)]
 
 
@@ -54,15 +59,16 @@ def install_command(
     signed_by = check_signature(fetched, signers, allow_unsigned=allow_unsigned, tell=say)
     model = read_model(fetched.content, fetched.source)
     models = ModelStore(store, say)
-    models.make()
     _become_owner(store)
+    models.make()
     stored, trial = install(models, fetched, signed_by, use=not no_use)
     if trial is None:
         print_result(f"{stored}: installed and in use already")
         return
     print_result(f"{stored}: {model.info.kind} model, {_signed(signed_by)}; trial run: {_tried(trial)}")
     if no_use:
-        say(f"installed, not in use; to switch to it: maskfer-edge model use {stored.id}")
+        place = "" if store == DEFAULT_STORE else f" --store {store}"
+        say(f"installed, not in use; to switch to it: maskfer-edge model use {stored.id}{place}")
     else:
         _say_switched(models, model.info.kind)
     if isinstance(model, Model) and "learned" not in model.info.crop_margins:
@@ -80,8 +86,9 @@ def list_command(
     from maskfer_edge.model_store import STATE_NAME, ModelStore
 
     models = ModelStore(store, say)
-    if (store / STATE_NAME).exists() and not os.access(store / STATE_NAME, os.R_OK):
-        raise InputError(f"{store / STATE_NAME} cannot be read by you; run it with sudo")
+    for path in (store, store / STATE_NAME, *(stored.path for stored in models.models())):
+        if path.exists() and not os.access(path, os.R_OK):
+            raise InputError(f"{path} cannot be read by you; run it with sudo")
     state = models.state()
     found = [(stored, *_looked_at(stored)) for stored in models.models()]
     chosen = models.choose_each(state, KINDS)
@@ -129,7 +136,7 @@ def use_command(
         for chosen in KINDS if kind is None else [kind]:
             models.use(BUNDLED, chosen)
             print_result(f"{chosen}: the bundled model is in use")
-        say(RESTART)
+        _say_restart(store)
         return
     if kind is not None:
         raise InputError("--kind goes with bundled alone, as each model has its own kind; leave it out")
@@ -154,7 +161,7 @@ def rollback_command(store: StoreOption = DEFAULT_STORE, kind: KindOption = None
     _become_owner(store)
     of, before, after = models.rollback(kind)
     print_result(f"{of}: back from {models.title(before.in_use)} to {models.title(after.in_use)}")
-    say(RESTART)
+    _say_restart(store)
 
 
 def _check_kind(kind: str | None) -> None:
@@ -168,14 +175,25 @@ def _check_kind(kind: str | None) -> None:
 def _become_owner(store: Path) -> None:
     """Go on as the store's owner, for good, if this is root.
 
-    So whoever runs the models can read and change what is made here, and a new model's first run is not root's.
+    So whoever runs the models can read and change what is made here, a new model's first run is not root's, and no
+    link that the owner has put into the path leads root astray.
     """
-    if os.geteuid() == 0 and store.is_dir() and (owner := store.stat()).st_uid:
+    if os.geteuid() == 0 and (owner := _owner(store)) is not None:
         # the folder that root is in, such as /root, may be closed to the owner
         os.chdir("/")
         os.setgroups([])
         os.setgid(owner.st_gid)
         os.setuid(owner.st_uid)
+
+
+def _owner(path: Path) -> os.stat_result | None:
+    """Of the first part of an absolute path that is not root's; None if all that is there is."""
+    with suppress(OSError):  # the rest is not there
+        for part in (*reversed(path.parents), path):
+            for look in (Path.lstat, Path.stat):  # a link of root's may lead to what is another's
+                if (found := look(part)).st_uid:
+                    return found
+    return None
 
 
 def _looked_at(stored: Stored) -> tuple[str, str]:
@@ -212,5 +230,10 @@ def _tried(trial: Trial) -> str:
 def _say_switched(models: ModelStore, kind: str) -> None:
     state: State = models.state()
     slot = state.slot(kind)
-    trial = f", on trial: if it gives no results, {models.title(slot.last_good)} comes back" if slot.on_trial else ""
-    say(f"{RESTART}{trial}")
+    if slot.on_trial:
+        say(f"it is on trial: if it gives no results, {models.title(slot.last_good)} comes back")
+    _say_restart(models.folder)
+
+
+def _say_restart(store: Path) -> None:
+    say(f"runs with --models {store} use it from their next start; the service: sudo systemctl restart maskfer")

@@ -106,18 +106,17 @@ def check_signature(fetched: Fetched, signers: Path, *, allow_unsigned: bool, te
         InputError: If the signature is missing or not by one of them.
         DependencyError: If ssh-keygen is missing.
     """
-    wants = "" if allow_unsigned else "; nothing was changed"
     if fetched.signature is None:
         problem = f"{fetched.source} is not signed ({fetched.signature_source} is not there)"
-        remedy = f"sign it: ssh-keygen -Y sign -f KEY -n {NAMESPACE} {Path(fetched.source).name}"
+        remedy = f"sign it: {_how_to_sign(fetched)}"
     elif not signers.exists():
         problem = f"{signers} is not there, which names who may sign models"
         remedy = "make it (docs/models.md)"
     else:
         return _signer(fetched, fetched.signature, signers)
     if not allow_unsigned:
-        raise InputError(f"{problem}{wants}; {remedy}, or give --allow-unsigned")
-    tell(f"{problem}; taken all the same, as --allow-unsigned says")
+        raise InputError(f"{problem}; nothing was changed; {remedy}, or give --allow-unsigned")
+    tell(f"{problem}; --allow-unsigned: going on without a signature")
     return ""
 
 
@@ -203,14 +202,36 @@ def _signer(fetched: Fetched, signature: bytes, signers: Path) -> str:
             known = ["-s", str(signature_path), "-f", str(signers if line is None else one_line)]
             found, why = _ssh_keygen(["find-principals", *known], b"")
             if not found and line is None:
-                raise InputError(f"{fetched.signature_source} is by nobody in {signers} ({why}); nothing was changed")
+                raise _by_nobody(fetched, signers, why)
             for signer in found:
                 good, why = _ssh_keygen(["verify", *known, "-n", NAMESPACE, *revocation, "-I", signer], fetched.content)
                 if good:
                     return signer
-                why = why or f"its key is in {revoked}, or that file is damaged"
+                why = (
+                    why.rpartition("ignature: ")[2].rpartition("failed: ")[2]
+                    or f"its key is in {revoked}, or that file is damaged"
+                )
                 problem = problem or f"by {signer} does not hold ({why})"
-    raise InputError(f"the signature {fetched.signature_source} {problem}; nothing was changed")
+    remedy = f"; sign it with -n {NAMESPACE}" if "namespace does not match" in problem else ""
+    raise InputError(f"the signature {fetched.signature_source} {problem}; nothing was changed{remedy}")
+
+
+def _by_nobody(fetched: Fetched, signers: Path, why: str) -> InputError:
+    """What ssh-keygen means if it knows no signer."""
+    at_line = re.fullmatch(rf"{re.escape(str(signers))}:(\d+): (.+)", why)
+    if at_line is None and "ignature: " in why:
+        problem, remedy = "not an OpenSSH signature", f"sign again: {_how_to_sign(fetched)}"
+    else:
+        problem, remedy = f"by nobody in {signers}", f"append the signer's line to {signers} (docs/models.md)"
+    if at_line is not None:
+        problem = f"{problem}, whose line {at_line[1]} does not count ({at_line[2]})"
+        if "verify time" not in at_line[2]:  # which is that of a whole line
+            remedy = f'a line has the form NAME namespaces="{NAMESPACE}" ssh-ed25519 KEY'
+    return InputError(f"{fetched.signature_source} is {problem}; nothing was changed; {remedy}")
+
+
+def _how_to_sign(fetched: Fetched) -> str:
+    return f"ssh-keygen -Y sign -f KEY -n {NAMESPACE} {Path(fetched.source).name}"
 
 
 def _ssh_keygen(arguments: list[str], content: bytes) -> tuple[list[str], str]:
@@ -223,5 +244,4 @@ def _ssh_keygen(arguments: list[str], content: bytes) -> tuple[list[str], str]:
     except subprocess.TimeoutExpired:
         raise InputError(f"ssh-keygen did not answer within {SSH_KEYGEN_S:g} s; try again") from None
     out, err = (text.decode(errors="replace").strip().splitlines() for text in (ran.stdout, ran.stderr))
-    why = err[0].removesuffix(".") if err else ""
-    return (out, "") if ran.returncode == 0 else ([], why.rpartition("ignature: ")[2].rpartition("failed: ")[2])
+    return (out, "") if ran.returncode == 0 else ([], err[0] if err else "")

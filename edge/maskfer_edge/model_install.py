@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from statistics import median
 
-from maskfer_edge.errors import InputError, MaskferError, ModelError
+from maskfer_edge.errors import DependencyError, InputError, MaskferError, ModelError
 from maskfer_edge.files import check_space, read_bytes, whole_file
 from maskfer_edge.model_fetch import Fetched
 from maskfer_edge.model_file import DetectorModel
@@ -78,6 +78,8 @@ def install(
         check_space(store.folder, len(fetched.content) + SPARE_BYTES)
         with whole_file(stored.path, overwrite=True) as partial:
             partial.write_bytes(fetched.content)
+            # as for the state, whatever the umask
+            partial.chmod(0o644)
             trial = try_model(partial, fetched.source)
         try:
             store.installed(stored, kind, signed_by, use=use)
@@ -103,6 +105,7 @@ def use(store: ModelStore, said: str, *, try_model: TryModel | None = None) -> t
         InputError: If there is no such model; ModelError if it is damaged or its trial run fails.
         OutputError: If the store cannot be written, or an installation is at work, which may remove the model.
     """
+    store.find(said)  # what there is not is said to whoever may not write here, too
     with store.installing():
         stored = store.find(said)
         kind = stored.read().info.kind
@@ -122,12 +125,18 @@ def try_out(path: Path, name: str) -> Trial:
 
     Raises:
         ModelError: If it crashes, hangs, fails, or says nothing of use.
+        DependencyError: If its process cannot be started.
     """
     command = [sys.executable, "-P", "-c", TRIAL_PROGRAM, str(path), name]
     try:
         ran = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False, errors="replace")
     except subprocess.TimeoutExpired:
         raise ModelError(f"{name} did not end its trial run within {TRIAL_S:g} s; nothing was changed") from None
+    except OSError as error:  # as root this has become the store's owner, to whom others' homes are closed
+        raise DependencyError(
+            f"{sys.executable} cannot be run by the store's owner: {error.strerror or error}; nothing was changed; "
+            "install maskfer where they can read it, such as in /opt/maskfer"
+        ) from error
     if ran.returncode < 0:
         crash = signal.Signals(-ran.returncode).name
         raise ModelError(f"{name} crashed in its trial run ({crash}); nothing was changed")

@@ -91,8 +91,8 @@ class State:
         return replace(self, detector=slot) if kind == DETECTOR else replace(self, expression=slot)
 
     def switched_to(self, kind: str, slot: Slot) -> State:
-        """`with_slot`, by someone's wish."""
-        return replace(self.with_slot(kind, slot), switched=kind)
+        """`with_slot`, by someone's wish; what is no change counts as none."""
+        return self if slot == self.slot(kind) else replace(self.with_slot(kind, slot), switched=kind)
 
     def named(self) -> set[str]:
         """The models that a slot names."""

@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from maskfer_edge.classifier import BUNDLED_MODELS
 from maskfer_edge.errors import InputError, ModelError, OutputError
 from maskfer_edge.files import read_bytes, sync_folder, whole_file
 from maskfer_edge.model_file import (
@@ -34,7 +35,7 @@ from maskfer_edge.model_file import (
     unpack,
     unpack_detector,
 )
-from maskfer_edge.model_state import BUNDLED, Slot, State, read_state
+from maskfer_edge.model_state import BUNDLED, KINDS, Slot, State, read_state
 
 STATE_NAME = "state.json"
 ID_DIGITS = 12
@@ -43,6 +44,7 @@ MODEL_NAME = re.compile(rf"([0-9a-f]{{{ID_DIGITS}}})-(.+)\.tflite")
 KEPT_OTHERS = 3
 # The state is changed within milliseconds; whoever waits for longer is told so.
 LOCK_WAIT_S = 10.0
+CHOOSE_AGAIN = "; choose again: maskfer-edge model use ID"
 
 Tell = Callable[[str], None]
 
@@ -101,14 +103,11 @@ class ModelStore:
         self._complaint = ""
 
     def make(self) -> None:
-        """Make the folder if it is not there; it belongs to whom its parent belongs. Raises OutputError."""
+        """Make the folder if it is not there. Raises OutputError."""
         if self.folder.is_dir():
             return
         with _explained(self.folder):
             self.folder.mkdir(parents=True)
-            parent = self.folder.parent.stat()
-            if os.geteuid() == 0:
-                os.chown(self.folder, parent.st_uid, parent.st_gid)
             sync_folder(self.folder.parent)
 
     def models(self) -> list[Stored]:
@@ -139,6 +138,11 @@ class ModelStore:
             return found[0]
         if found:
             raise InputError(f"{said!r} may be {' or '.join(map(str, found))}; give the ID, the digits before the -")
+        if said in BUNDLED_MODELS:
+            raise InputError(
+                f"{said} is a bundled network, not an installed model: "
+                f'run with --model {said}, or model = "{said}" in maskfer.toml'
+            )
         if not models:
             raise InputError(f"{self.folder} holds no models; install one: maskfer-edge model install FILE")
         known = {BUNDLED: BUNDLED} | {text: str(m) for m in models for text in (m.id, m.name, str(m))}
@@ -147,23 +151,23 @@ class ModelStore:
 
     def state(self) -> State:
         """What is in use; if that cannot be read it is the bundled models, and a line says so."""
-        path = self.folder / STATE_NAME
+        path, remedy = self.folder / STATE_NAME, ""
         try:
             return read_state(path.read_bytes())
         except FileNotFoundError:
             if not self.folder.is_dir():
                 problem = f"{self.folder}, the folder of installed models, is not there"
             elif self.models():
-                problem = f"{path} is missing"
+                problem, remedy = f"{path} is missing", CHOOSE_AGAIN
             else:
                 return State()
         except OSError as error:
             problem = f"{path} cannot be read: {error.strerror or error}"
         except ValueError as error:
-            problem = f"{path} is damaged ({error})"
+            problem, remedy = f"{path} is damaged ({error})", CHOOSE_AGAIN
         if problem != self._complaint:  # once is enough
             self._complaint = problem
-            self.tell(f"{problem}; the bundled models are in use")
+            self.tell(f"{problem}; the bundled models are in use{remedy}")
         return State()
 
     def change(self, step: Callable[[State], State]) -> State:
@@ -253,8 +257,15 @@ class ModelStore:
             chosen = kind or state.switched
             before, after = state.slot(chosen), state.slot(chosen).rolled_back()
             if after.in_use == before.in_use:
+                others = [
+                    f"; rollback --kind {other} goes back to {self.title(earlier)}"
+                    for other in KINDS
+                    if (earlier := state.slot(other).rolled_back().in_use) != state.slot(other).in_use
+                ]
                 now = self.title(before.in_use)
-                raise InputError(f"there is no {chosen} model to go back to from {now}; nothing was changed")
+                raise InputError(
+                    f"there is no {chosen} model to go back to from {now}; nothing was changed{''.join(others)}"
+                )
             self._checked(after.in_use, chosen)
             done.append((chosen, before, after))
             return state.switched_to(chosen, after)

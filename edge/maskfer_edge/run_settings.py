@@ -72,6 +72,15 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
+        self._check_values()
+        if not self.source:
+            raise InputError("source is empty; name one, or leave it out for the camera that is there")
+        self._check_texts()
+        self._check_files()
+        self._check_addresses()
+        _ = self.size_wh
+
+    def _check_values(self) -> None:
         for name in ("fps", "budget_ms", "rotate_mb", "max_frames"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be a number that is not negative; received {getattr(self, name)}")
@@ -85,9 +94,8 @@ class RunSettings:
         for name, known in (("detector", DETECTORS), ("runtime", RUNTIMES)):
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}; there are {', '.join(known)}")
-        if not self.source:
-            raise InputError("source is empty; name one, or leave it out for the camera that is there")
-        self._check_texts()
+
+    def _check_files(self) -> None:
         if self.append and self.overwrite:
             raise InputError("append and overwrite exclude each other; leave one out")
         if self.rotate_mb and not {self.jsonl, self.csv} - {"", "-"}:
@@ -97,8 +105,6 @@ class RunSettings:
             if name != other and os.path.realpath(value) == os.path.realpath(same):
                 raise InputError(f"{name} and {other} are both {value}; give each a file of its own")
         self.check_kept({name: getattr(self, name) for name in ("source", "model", "detector_model")})
-        self._check_addresses()
-        _ = self.size_wh
 
     def _check_addresses(self) -> None:
         for name, usual in (("browser", BROWSER_PORT), ("metrics", METRICS_PORT)):

@@ -28,7 +28,7 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
         Attribute to value, of those that were said.
 
     Raises:
-        InputError: If the file cannot be read or holds an unknown key.
+        InputError: If the file cannot be read, or holds an unknown key or a value that is of another type.
     """
     chosen: dict[str, Any] = {}
     if config is not None:
@@ -36,11 +36,20 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
             chosen = tomllib.loads(read_bytes(config).decode())
         except (ValueError, RecursionError) as error:  # of TOML and of UTF-8
             raise InputError(f"{config} is no TOML file: {error}") from None
-        known = [field.name for field in _fields(kind)]
-        for key in chosen:
+        known = {field.name: field for field in _fields(kind)}
+        for key, value in chosen.items():
+            if isinstance(value, dict):
+                raise InputError(f"{config} has a section [{key}]; settings go without sections: take that line out")
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1, 0.0)[0]
-                raise InputError(f"{config} holds an unknown key {key!r}; the nearest known one is {near!r}")
+                near = difflib.get_close_matches(key, known, 1)
+                remedy = (
+                    f"the nearest known one is {near[0]!r}"
+                    if near
+                    else "the keys are the options that --help lists, with _ for -"
+                )
+                raise InputError(f"{config} holds an unknown key {key!r}; {remedy}")
+            if not _is_of_type(known[key], value):
+                raise InputError(f"{config}: {_how_written(known[key], value)}")
     return chosen | {name: value for name, value in given.items() if value is not None}
 
 
@@ -48,8 +57,7 @@ def check_types(settings: Any) -> None:
     """Check that each attribute of a dataclass of str, int, float and bool is of its type. Raises InputError."""
     for field in fields(settings):
         value = getattr(settings, field.name)
-        expected: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,)}.get(str(field.type), (int, float))
-        if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        if not _is_of_type(field, value):
             raise InputError(f"{field.name} must be of type {field.type}; received {value!r}")
 
 
@@ -60,6 +68,24 @@ def as_toml(settings: Any) -> str:
         f"{field.name} = {json.dumps(getattr(settings, field.name), ensure_ascii=False)}\n"
         for field in fields(settings)
     )
+
+
+def _is_of_type(field: Field[Any], value: Any) -> bool:
+    expected: tuple[type, ...] = {"str": (str,), "int": (int,), "bool": (bool,)}.get(str(field.type), (int, float))
+    return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
+
+
+def _how_written(field: Field[Any], value: Any) -> str:
+    """How a setting is to be written in TOML whose value is of another type."""
+    if field.type == "bool":
+        return f"{field.name} is true or false"
+    if field.type == "int":
+        return f"{field.name} needs a whole number without quotes, such as {field.default or 3}"
+    if field.type == "float":
+        return f"{field.name} needs a number without quotes, such as {field.default or 0.5}"
+    if isinstance(value, list):
+        return f"{field.name} is one text, in quotes"
+    return f'{field.name} needs quotes: {field.name} = "{str(value).lower() if isinstance(value, bool) else value}"'
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:

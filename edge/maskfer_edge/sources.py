@@ -11,10 +11,13 @@ from maskfer_edge.camera_devices import STREAM_SCHEMES, NetworkStream, PiCamera,
 from maskfer_edge.camera_files import InRealTime, PictureFiles, Repeated, VideoFile
 from maskfer_edge.cameras import Camera
 from maskfer_edge.decoding import PICTURE_SUFFIXES
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import CameraError, InputError
 
 DEMO_CLIP = "demo.mp4"
-SOURCES = "a video file, a picture, a folder of pictures, usb:N, picamera, an rtsp:// or http:// address, or demo"
+SOURCES = (
+    "a video file, a picture, a folder of pictures, usb:N, a device such as /dev/video0, picamera, "
+    "an rtsp:// or http:// address, browser, auto or demo"
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,10 @@ def _open_file(source: str) -> Camera:
             raise InputError(f"{path} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
         return PictureFiles(source, paths)
     if not path.exists():
-        raise InputError(f"source {without_secrets(source)!r} does not exist; give {SOURCES}")
+        if source.startswith("/dev/"):
+            raise CameraError(f"{source}: no such camera; see: maskfer-edge cameras")
+        remedy = f"did you mean usb:{source}?" if source.isdecimal() else f"give {SOURCES}"
+        raise InputError(f"source {without_secrets(source)!r} does not exist; {remedy}")
     if path.suffix.lower() in PICTURE_SUFFIXES:
         return PictureFiles(source, [path])
     return VideoFile(path)

@@ -48,6 +48,7 @@ def test_quantize_prints_tables(run_main, keras_model, dataset, tmp_path):
     for word in ("masked", "bare", "recall", "Angry", "worst", "ok"):
         assert word in first
     assert "FAILED" not in ran.out
+    assert ran.out.endswith(f"\nwrote {out} and {tmp_path / 'model.report.json'}\n")
 
 
 def test_quantize_takes_another_format(run_main, keras_model, dataset, tmp_path):
@@ -64,7 +65,7 @@ def test_a_refused_model_leaves_the_table_and_one_line(run_main, one_class_model
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "was not written" in ran.err
     assert "FAILED  masked test: more than one class given" in ran.out
-    assert not list(tmp_path.iterdir())
+    assert "wrote" not in ran.out and not list(tmp_path.iterdir())
 
 
 def test_a_forced_model_is_written_and_said_to_fail(run_main, one_class_model, dataset, tmp_path):
@@ -141,7 +142,13 @@ def test_benchmark_prints_json(run_main, tflite_model):
     [
         (["missing.keras", "-o", "out.tflite"], "missing.keras cannot be read"),
         (["text.keras", "-o", "out.tflite"], "text.keras is not a whole .keras file"),
-        (["text.keras", "-o", "text.keras"], "already there"),
+        (["text.keras", "-o", "./text.keras"], "text.keras is the network itself; name another file: -o text.tflite"),
+        (["any.keras", "--rescorer", "text.keras", "-o", "text.keras", "--overwrite"], "is the network itself"),
+        (["any.keras", "-o", "text.keras"], "text.keras is already there"),
+        (["any.keras", "-o", "text.keras", "--overwrite"], "text.keras must end in .tflite"),
+        (["text.keras", "-o", "m3"], "m3 must end in .tflite"),
+        (["text.keras", "-o", "."], ". is a folder; name a file in it"),
+        (["text.keras", "-o", "/"], "/ is a folder; name a file in it"),
         (["text.keras", "-o", "nowhere/out.tflite"], "nowhere is not a folder"),
         (["text.keras", "-o", "out.tflite", "--format", "int3"], "unknown format 'int3'"),
     ],

@@ -23,6 +23,11 @@ def test_a_keras_file_cut_short_is_refused(tmp_path, keras_model):
         load_keras(tmp_path / "cut.keras")
 
 
+def test_what_is_converted_already_is_said_to_be(tflite_model):
+    with pytest.raises(InputError, match=r"model\.tflite is a TFLite file already; give the model\.keras of tr"):
+        load_keras(tflite_model)
+
+
 def test_a_missing_model_is_named(tmp_path):
     with pytest.raises(InputError, match=r"missing\.keras cannot be read"):
         load_keras(tmp_path / "missing.keras")

@@ -217,6 +217,12 @@ def test_yunets_missing_file_is_named(tmp_path):
         open_detector("yunet", model_path=tmp_path / "none.onnx")
 
 
+def test_a_picture_is_not_yunets_file(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"picture")
+    with pytest.raises(ModelError, match=r"photo\.jpg is not YuNet's model .\.onnx.; get face_detection_yunet_2023mar"):
+        open_detector("yunet", model_path=tmp_path / "photo.jpg")
+
+
 def test_a_file_that_is_no_network_is_refused_by_name(onnx):
     with pytest.raises(ModelError, match=r"yunet\.onnx is refused by the FaceDetectorYN of OpenCV") as caught:
         open_detector("yunet", model_path=onnx)

@@ -173,6 +173,11 @@ def test_no_camera_is_no_error_but_says_what_to_do(monkeypatch):
     assert "--source demo" in found.remedy
 
 
+@pytest.mark.parametrize(("good", "remedy", "mark"), [(True, "", "ok"), (True, "x", "note"), (False, "x", "BAD")])
+def test_what_is_good_but_has_a_remedy_is_a_note(good, remedy, mark):
+    assert Finding("cameras", good, "none", remedy).mark == mark
+
+
 Group = namedtuple("Group", "gr_name gr_gid")
 
 

@@ -103,9 +103,10 @@ def test_check_free_refuses_a_dangling_link(tmp_path):
         check_free(tmp_path / "link")
 
 
-def test_check_free_refuses_a_folder_even_to_overwrite(tmp_path):
-    with pytest.raises(OutputError, match="is a folder"):
-        check_free(tmp_path, overwrite=True)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_check_free_refuses_a_folder_even_to_overwrite(tmp_path, overwrite):
+    with pytest.raises(OutputError, match="is a folder; name a file in it"):
+        check_free(tmp_path, overwrite)
 
 
 def test_check_free_refuses_a_folder_without_permission(tmp_path, monkeypatch):

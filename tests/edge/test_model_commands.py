@@ -7,11 +7,12 @@ import tempfile
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
 
-from maskfer_edge import model_install
+from maskfer_edge import model_commands, model_install
 from maskfer_edge.classifier import DEFAULT_MODEL, default_model
 from maskfer_edge.cli import main
 from maskfer_edge.errors import ModelError
@@ -75,7 +76,10 @@ def test_a_model_is_installed_and_used(model, store, make):
     status, out, err = model("install", path, "--allow-unsigned")
     assert status == 0
     assert out == f"{name}-summer: expression model, not signed; trial run: 5 faces in 5 frames, 2.35 ms a frame\n"
-    assert "systemctl restart maskfer" in err and "on trial: if it gives no results, the bundled one comes back" in err
+    assert err.endswith(
+        "without a signature\nit is on trial: if it gives no results, the bundled one comes back\n"
+        f"runs with --models {store.folder} use it from their next start; the service: sudo systemctl restart maskfer\n"
+    )
     assert store.state().expression.in_use == name
 
 
@@ -102,7 +106,7 @@ def test_installing_what_is_in_use_is_no_change(model, make):
 def test_it_can_be_installed_without_being_used(model, store, make):
     path, name = make("summer")
     status, _, err = model("install", path, "--allow-unsigned", "--no-use")
-    assert status == 0 and f"maskfer-edge model use {name}" in err
+    assert status == 0 and err.endswith(f"maskfer-edge model use {name} --store {store.folder}\n")
     assert store.state().expression.in_use == BUNDLED
 
 
@@ -176,6 +180,15 @@ def test_list_names_damaged_files_and_what_runs_instead(model, store, make):
     assert "is damaged" in said["models"][0]["problem"]
 
 
+@pytest.mark.parametrize("which", ["folder", "state", "model"])
+def test_what_may_not_be_read_is_not_listed_as_of_no_use(model, store, make, monkeypatch, which):
+    path, name = make("summer")
+    model("install", path, "--allow-unsigned")
+    closed = {"folder": store.folder, "state": store.folder / "state.json", "model": store.get(name).path}[which]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != closed)  # as root may read anything
+    assert_one_line(model("list"), f"{closed} cannot be read by you; run it with sudo")
+
+
 def test_without_a_store_the_bundled_models_are_listed(model):
     status, out, err = model("list")
     assert (status, out.count("* bundled")) == (0, 2)
@@ -214,6 +227,12 @@ def test_the_bundled_models_can_be_used_again(model, store, make, options, kinds
 def test_what_cannot_be_done_is_one_line(model, make, arguments, said):
     model("install", make("summer")[0], "--allow-unsigned")
     assert_one_line(model(*arguments), said)
+
+
+@pytest.mark.parametrize(("name", "said"), [("large", "large is a bundled network"), ("summer", "holds no models")])
+def test_without_a_store_what_there_is_not_is_said_all_the_same(model, store, name, said):
+    assert_one_line(model("use", name), said)
+    assert not store.folder.exists()
 
 
 def test_rollback_goes_back_and_comes_forward_again(model, store, make):
@@ -271,14 +290,48 @@ cli.main()
 """
 
 
+@pytest.mark.parametrize(
+    ("owners", "targets", "expected"),
+    [
+        ({}, {}, None),
+        ({"/srv/a": 7}, {}, 7),
+        ({"/srv/a": 7, "/srv/a/models": 8}, {}, 7),
+        ({"/srv/a/models": 7}, {}, 7),  # a link that someone has put there
+        ({}, {"/srv": 7}, 7),  # a link of root's
+        ({"/srv/a/models": 7}, {"/srv": None}, None),
+    ],
+)
+def test_root_gives_its_rights_up_to_the_first_owner_on_the_way(monkeypatch, owners, targets, expected):
+    taken = []
+
+    def look(path, known):
+        if known.get(str(path), 0) is None:
+            raise FileNotFoundError
+        return SimpleNamespace(st_uid=known.get(str(path), 0), st_gid=9)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 0)
+        for name in ("chdir", "setgroups", "setgid", "setuid"):
+            patch.setattr(os, name, lambda value, name=name: taken.append((name, value)))
+        patch.setattr(Path, "lstat", lambda path: look(path, owners))
+        patch.setattr(Path, "stat", lambda path: look(path, owners | targets))
+        model_commands._become_owner(Path("/srv/a/models"))
+    assert taken == ([("chdir", "/"), ("setgroups", []), ("setgid", 9), ("setuid", 7)] if expected else [])
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_root_works_as_the_store_s_owner():
+@pytest.mark.parametrize("link", [False, True])
+def test_root_works_as_the_store_s_owner(link):
     user, group = 65534, 65533
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         store = ModelStore(Path(folder) / "lib" / "models")
         store.folder.parent.mkdir()
         os.chown(store.folder.parent, user, group)
+        if link:  # by which the owner would have root write elsewhere
+            (Path(folder) / "root").mkdir()
+            store.folder.symlink_to("../root")
+            os.chown(store.folder, user, group, follow_symlinks=False)
         private = Path(folder) / "private"
         private.mkdir(mode=0o700)  # which only root can read
         shutil.copy(DATA / DEFAULT_MODEL, private / "m.tflite")
@@ -287,6 +340,10 @@ def test_root_works_as_the_store_s_owner():
         done = subprocess.run(
             [*command, *options], cwd=private, capture_output=True, text=True, timeout=120, check=False
         )
+        if link:
+            assert done.returncode == 1 and "models cannot be written: Permission denied" in done.stderr
+            assert not list((Path(folder) / "root").iterdir())
+            return
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"{(user,) * 3} {(group,) * 3} []")
         owners = {(path.stat().st_uid, path.stat().st_gid) for path in [store.folder, *store.folder.iterdir()]}

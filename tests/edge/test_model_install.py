@@ -304,16 +304,20 @@ def test_keys_rotate(signers, old_line_goes):
 def test_a_wrong_signature_is_refused_whatever_is_allowed(signers, options):
     signers.key("stranger")
     wrong = {
-        "by nobody in": signers.sign("stranger"),
-        "does not hold (incorrect signature)": signers.sign("ops", MODEL + b"x"),
-        "does not hold (namespace does not match)": signers.sign("ops", namespace="file"),
-        "by nobody in ": b"no signature",
-        "(missing header)": b"",
-    }
+        f"is by nobody in {signers.allowed}; nothing was changed; append the signer's line to {signers.allowed} (":
+            signers.sign("stranger"),
+        "does not hold (incorrect signature); nothing was changed": signers.sign("ops", MODEL + b"x"),
+        "does not hold (namespace does not match); nothing was changed; sign it with -n maskfer-model":
+            signers.sign("ops", namespace="file"),
+        "m.tflite.sig is not an OpenSSH signature; nothing was changed; sign again: ssh-keygen -Y sign -f KEY": b"none",
+        "sign again: ssh-keygen -Y sign -f KEY -n maskfer-model m.tflite": b"",
+        "is not an OpenSSH signature":
+            b"-----BEGIN SSH SIGNATURE-----\nAAAA\n-----END SSH SIGNATURE-----\n",
+    }  # fmt: skip
     for said, signature in wrong.items():
         with pytest.raises(InputError) as caught:
             signers.check(signature, **options)
-        assert said in str(caught.value) and str(caught.value).endswith("; nothing was changed")
+        assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
 @needs_ssh_keygen
@@ -359,7 +363,9 @@ def test_a_key_may_stand_on_another_line_for_something_else(signers):
 @needs_ssh_keygen
 def test_a_key_whose_time_is_over_counts_no_longer(signers):
     signers.allow("past@example.org", signers.key("past"), 'valid-before="20200101"')
-    with pytest.raises(InputError, match=r"by nobody in .*expired"):
+    with pytest.raises(
+        InputError, match=r"by nobody in .* line 2 does not count .key has expired.*; append the signer"
+    ):
         signers.check(signers.sign("past"))
 
 
@@ -371,6 +377,19 @@ def test_damaged_signers_allow_nobody(signers):
         signers.check(signature)
 
 
+@needs_ssh_keygen
+@pytest.mark.parametrize(
+    "line", ["two words", "ops@example.org", 'ops@example.org namespaces="maskfer-model ssh-ed25519']
+)
+def test_a_damaged_line_of_the_signers_is_named(signers, line):
+    signature = signers.sign("ops")
+    signers.allowed.write_text(f"# who may\n{line}\n")
+    with pytest.raises(InputError) as caught:
+        signers.check(signature)
+    assert f"by nobody in {signers.allowed}, whose line 2 does not count (" in str(caught.value)
+    assert str(caught.value).endswith('; a line has the form NAME namespaces="maskfer-model" ssh-ed25519 KEY')
+
+
 def test_an_unsigned_model_is_refused_unless_that_is_allowed(tmp_path):
     signers = Signers(tmp_path)
     signers.allowed.write_text("")
@@ -379,7 +398,7 @@ def test_an_unsigned_model_is_refused_unless_that_is_allowed(tmp_path):
     ):
         signers.check(None)
     signer, told = signers.check(None, allow_unsigned=True)
-    assert signer == "" and len(told) == 1 and "as --allow-unsigned says" in told[0]
+    assert signer == "" and len(told) == 1 and told[0].endswith("; --allow-unsigned: going on without a signature")
 
 
 def test_without_a_file_of_signers_nothing_is_signed(tmp_path):
@@ -464,6 +483,13 @@ def test_whatever_a_model_does_in_its_trial_run_is_one_line(monkeypatch, stateme
     with pytest.raises(ModelError) as caught:
         try_out(DATA / DEFAULT_MODEL, "m")
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_python_that_the_owner_may_not_run_is_named(monkeypatch, tmp_path):
+    (tmp_path / "python").touch(mode=0o600)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(DependencyError, match=r"python cannot be run by .*: Permission denied; .* /opt/maskfer$"):
+        try_out(DATA / DEFAULT_MODEL, "m")
 
 
 # ------------------------------------------------------------------------------------------------ installing
@@ -566,7 +592,7 @@ def test_everybody_may_see_what_is_in_use_whatever_the_service_s_umask(store):
         install(store, fetched(), "", use=True, try_model=goes_well)
     finally:
         os.umask(before)
-    assert (store.folder / "state.json").stat().st_mode & 0o777 == 0o644
+    assert {path.stat().st_mode & 0o777 for path in (store.folder / "state.json", store.models()[0].path)} == {0o644}
 
 
 def test_while_a_model_is_switched_to_no_installation_removes_it(store):

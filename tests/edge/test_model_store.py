@@ -19,7 +19,7 @@ from maskfer_edge.errors import InputError, ModelError, OutputError
 from maskfer_edge.model_fetch import Fetched
 from maskfer_edge.model_file import DETECTOR, EXPRESSION, DetectorInfo, ModelInfo, pack
 from maskfer_edge.model_install import Trial, install
-from maskfer_edge.model_state import BUNDLED, Slot, State, read_state
+from maskfer_edge.model_state import BUNDLED, KINDS, Slot, State, read_state
 from maskfer_edge.model_store import ModelStore, Stored, model_id, read_model
 
 FLATBUFFER = b"\x1c\x00\x00\x00TFL3" + bytes(range(256))
@@ -172,15 +172,6 @@ def test_files_are_named_by_their_hash_and_name(store):
     assert store.get(model) == Stored(model, "a", store.folder / f"{model_id(expression('a'))}-a.tflite")
 
 
-def test_a_folder_that_is_made_belongs_to_whom_its_parent_belongs(tmp_path):
-    os.chown(tmp_path, os.getuid(), os.getgid())
-    if os.geteuid() == 0:
-        os.chown(tmp_path, 12345, 12346)
-    ModelStore(tmp_path / "models").make()
-    made, parent = (tmp_path / "models").stat(), tmp_path.stat()
-    assert (made.st_uid, made.st_gid) == (parent.st_uid, parent.st_gid)
-
-
 @pytest.mark.parametrize("spoil", [b"", b"half", None])
 def test_a_model_that_is_not_whole_makes_way_for_the_last_good(store, told, spoil):
     good, bad = put(store, "good", prove=True), put(store, "bad")
@@ -219,8 +210,12 @@ def unreadable(store):
     ("harm", "said"),
     [
         (lambda store: shutil.rmtree(store.folder), "models, the folder of installed models, is not there"),
-        (lambda store: (store.folder / "state.json").unlink(), "state.json is missing"),
+        (
+            lambda store: (store.folder / "state.json").unlink(),
+            "state.json is missing; the bundled models are in use; ch",
+        ),
         (lambda store: (store.folder / "state.json").write_bytes(b""), "state.json is damaged"),
+        (lambda store: (store.folder / "state.json").write_bytes(b"{"), "; choose again: maskfer-edge model use ID"),
         (lambda store: (store.folder / "state.json").write_text('{"version": 9}'), "it is of another version"),
         (unreadable, "state.json cannot be read: Is a directory"),
     ],
@@ -258,6 +253,15 @@ def test_an_empty_store_says_how_to_install(store):
         store.find("summer")
 
 
+@pytest.mark.parametrize("installed", [[], ["summer"]])
+def test_a_bundled_network_is_named_by_the_settings_of_a_run(store, installed):
+    for name in installed:
+        put(store, name)
+    with pytest.raises(InputError, match=r'^large is a bundled network, .* --model large, or model = "large" in mask'):
+        store.find("large")
+    assert put(store, "large") == store.find("large").id
+
+
 def test_a_name_of_two_models_is_not_guessed(store):
     put(store, "summer")
     put(store, "summer", make=detector)
@@ -282,6 +286,20 @@ def test_rollback_leads_to_the_good_one_before(store):
 def test_without_another_model_rollback_is_refused(store):
     with pytest.raises(InputError, match="there is no expression model to go back to"):
         store.rollback()
+
+
+def test_what_did_not_change_was_not_switched_last(store):
+    model = put(store, "a", prove=True)
+    for kind in KINDS:
+        store.use(BUNDLED, kind)
+    assert store.rollback()[::2] == (EXPRESSION, Slot(model, model, BUNDLED))
+
+
+def test_where_another_kind_can_go_back_that_is_said(store):
+    put(store, "a", prove=True)
+    said = "no detector model to go back to from the bundled one; nothing was changed; "
+    with pytest.raises(InputError, match=f"{said}rollback --kind expression goes back to the bundled one$"):
+        store.rollback(DETECTOR)
 
 
 def test_rollback_to_what_is_not_whole_changes_nothing(store):

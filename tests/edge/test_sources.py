@@ -1,3 +1,4 @@
+import re
 import time
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import pytest
 from maskfer_edge.camera_devices import NetworkStream, UsbCamera
 from maskfer_edge.camera_files import InRealTime
 from maskfer_edge.cameras import FakeCamera
-from maskfer_edge.errors import InputError
+from maskfer_edge.errors import CameraError, InputError
 from maskfer_edge.sources import DEMO_CLIP, CameraOptions, open_camera
 
 
@@ -53,8 +54,23 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 
 def test_a_missing_source_is_refused_with_what_there_is():
-    with pytest.raises(InputError, match=r"'none\.mp4' does not exist; give a video file.*usb:N, picamera.*or demo"):
+    with pytest.raises(
+        InputError, match=r"'none\.mp4' does not exist; give a video file.*usb:N.*browser, auto or demo"
+    ):
         open_camera("none.mp4")
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "said"),
+    [
+        ("0", InputError, "source '0' does not exist; did you mean usb:0?"),
+        ("/dev/video99", CameraError, "/dev/video99: no such camera; see: maskfer-edge cameras"),
+    ],
+)
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_camera_that_is_not_there_is_taken_for_one(source, error, said, loop):
+    with pytest.raises(error, match=f"^{re.escape(said)}$"):
+        open_camera(source, CameraOptions(loop=loop))
 
 
 @pytest.fixture(scope="module")

@@ -331,7 +331,7 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
         (["masks", "--preview", "masks.png", "--on", "text.jpg"], "text.jpg is not a picture"),
         (["masks", "--preview", "masks.png", "--on", "sky.png"], "sky.png: no face detected; give a photograph"),
         (["masks", "--preview", "nowhere/masks.png"], "nowhere is not a folder"),
-        (["masks", "--preview", "."], "already there"),
+        (["masks", "--preview", "."], "is a folder"),
         (["masks", "--template", "missing.png"], "missing.png cannot be read"),
         (["build-dataset", ".", "."], "already there"),
         (["build-dataset", ".", "out"], "no class folders"),

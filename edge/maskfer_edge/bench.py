@@ -28,7 +28,7 @@ from maskfer_edge.health import HealthMeter, Latency
 from maskfer_edge.model_file import load_model
 from maskfer_edge.results import FrameResult, face_result
 from maskfer_edge.run_settings import RunSettings
-from maskfer_edge.running import open_pipeline
+from maskfer_edge.running import BROWSER_SOURCE, open_pipeline
 from maskfer_edge.settings_file import as_toml
 from maskfer_edge.sources import open_camera
 
@@ -94,10 +94,14 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
         MaskferError: If anything cannot be opened.
     """
     settings = replace(settings, **NO_OUTPUTS)
+    no_file = InputError(
+        f"{without_secrets(settings.source)} is a camera; bench needs the same frames twice, so give a file or demo"
+    )
+    if settings.source == BROWSER_SOURCE:
+        raise no_file
     with open_camera(settings.source) as camera:
         if not camera.file:
-            shown = without_secrets(settings.source)
-            raise InputError(f"{shown} is a camera; bench needs the same frames twice, so give a file or demo")
+            raise no_file
         frames = _first_frames(camera, min(settings.max_frames or MOST_FRAMES, MOST_FRAMES))
         moving, realtime_fps = camera.moving, camera.fps
     naive = Classifier(load_model(naive_model), settings.runtime, mirror=False) if naive_model else None

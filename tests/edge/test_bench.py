@@ -59,6 +59,8 @@ def test_a_camera_cannot_be_measured(monkeypatch):
     monkeypatch.setattr(module, "open_camera", lambda source: Live())
     with pytest.raises(InputError, match="usb:0 is a camera"):
         bench(RunSettings(source="usb:0"))
+    with pytest.raises(InputError, match="browser is a camera"):
+        bench(RunSettings(source="browser"))
 
 
 @pytest.mark.parametrize(("most_bytes", "max_frames", "count"), [(1e9, 0, 6), (1e6, 0, 2), (1e9, 4, 4)])

@@ -67,9 +67,10 @@ def test_a_run_leaves_model_history_and_curves(run):
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
     }  # fmt: skip
-    assert told[0] == (
+    assert told[1] == (
         "4 scenes to train on; 2 to validate, of the same faces and photographs: its figures are too good"
     )
+    assert "GPU" in told[0]
     assert sum(line.startswith("epoch") for line in told) == 2
 
 
@@ -188,9 +189,17 @@ def test_a_run_starts_from_given_weights(tmp_path, scenes, run):
     assert len(said["initial_sha256"]) == 64
 
 
+def test_scenes_of_other_portraits_are_not_the_same_run(run, scenes, tmp_path):
+    others = shutil.copytree(scenes, tmp_path / "others")
+    said = json.loads((others / "scenes.json").read_text())
+    (others / "scenes.json").write_text(json.dumps({**said, "sha256": "cd" * 32}))
+    with pytest.raises(InputError, match="was started otherwise: with scenes"):
+        fit_detector(others, run[0], SHORT, resume=True)
+
+
 def test_weights_of_another_network_are_refused(tmp_path, scenes):
     (tmp_path / "other.keras").write_bytes(b"none")
-    with pytest.raises(InputError, match=r"other\.keras cannot be used"):
+    with pytest.raises(InputError, match=r"other\.keras cannot be loaded by Keras; start from a whole"):
         fit_detector(scenes, tmp_path / "run", SHORT, initial=tmp_path / "other.keras")
     assert not (tmp_path / "run").exists()
 

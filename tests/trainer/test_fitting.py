@@ -376,8 +376,19 @@ def test_a_run_can_start_from_the_weights_of_another(lean_run, tmp_path, dataset
 
 
 def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tmp_path, dataset):
-    with pytest.raises(InputError, match="cannot be used, it is no whole"):
+    with pytest.raises(InputError, match=r"model\.keras is not a network of architecture \S+; .* or give its --arch$"):
         fit(dataset, tmp_path / "run", settings(), initial=lean_run / "model.keras", verbose=0)
+
+
+def test_that_it_trains_is_said_last_and_only_once_it_does(tiny_networks, dataset, tmp_path, monkeypatch):
+    told: list[str] = []
+    with pytest.raises(InputError, match="holds no run"):
+        fit(dataset, tmp_path / "run", settings(), resume=True, say=told.append)
+    assert told == []
+    monkeypatch.setattr(fitting, "_train", lambda *_: pytest.fail(told[-1]))
+    with pytest.raises(pytest.fail.Exception, match=r"^Training lean for .*run/curves\.png$"):
+        fit(dataset, tmp_path / "run", settings(), say=told.append)
+    assert "GPU" in told[0]
 
 
 @pytest.mark.parametrize("as_what", ["initial", "teacher"])

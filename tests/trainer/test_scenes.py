@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.files import lock
 from maskfer_trainer import scenes as module
-from maskfer_trainer.detector_evaluation import half, read_photos
+from maskfer_trainer.detector_evaluation import Photo, half, read_photos
 from maskfer_trainer.scenes import SIZE_WH, SceneSettings, build_scenes
 
 
@@ -152,6 +154,62 @@ def test_a_photographed_face_is_covered_by_a_portrait_s(portraits, photos, monke
             assert changed[y : y + h, x : x + w].mean() > 0.6
         assert not (changed & ~near).any()
     assert swapped > 5 and 0 < labels < swapped
+
+
+def test_of_a_large_portrait_only_what_scenes_show_is_kept(astronaut, tmp_path):
+    """It lies in the scene as if the whole were pasted."""
+    large = np.full((3000, 4000), 90, np.uint8)
+    large[500:2100, 1200:2800] = cv2.cvtColor(cv2.resize(astronaut, (1600, 1600)), cv2.COLOR_BGR2GRAY)
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    box = 1200 + 30 * 12.5, 500 + 18 * 12.5, 1200 + 100 * 12.5, 500 + 112 * 12.5
+    cutouts = module._cut_out(Photo(tmp_path / "large.png", np.array([box]), np.array([False])), 0)
+    assert sum(cutout.image.nbytes for cutout in cutouts) < 5e6
+    for degrees, side in ((0, 210), (30, 320), (-40, 40)):
+        placed, whole = (
+            module._place(cutout, degrees, side, np.random.default_rng(0), (160, 120))
+            for cutout in (cutouts[0], module.Cutout(large, box, module.BARE))
+        )
+        assert placed.box == whole.box
+        assert np.allclose(placed.cover, whole.cover, atol=0.01)
+        assert np.abs(placed.pixels - whole.pixels)[whole.cover > 0].mean() < 1
+
+
+def test_a_portrait_of_a_scene_s_size_is_kept_whole(portraits):
+    for photo in read_photos(portraits):
+        bare = module._cut_out(photo, 0)[0]
+        assert np.array_equal(bare.image, module.read_grey(photo.path))
+        assert bare.box_xyxy == tuple(photo.boxes_xyxy[0])
+
+
+def test_scenes_json_says_what_the_scenes_are(built, portraits, photos, tmp_path):
+    """Of other portraits with the same boxes all counts may be the same."""
+    said = build_scenes(portraits, tmp_path / "again", SceneSettings(count=60), photos, workers=1)
+    assert (said["name"], said["sha256"]) == (portraits.name, built[1]["sha256"])
+    others = shutil.copytree(portraits, tmp_path / "others")
+    for path in others.glob("*.png"):
+        cv2.imwrite(str(path), cv2.imread(str(path))[:, ::-1])
+    other = build_scenes(others, tmp_path / "other", SceneSettings(count=60), photos, workers=1)
+    assert other["sha256"] != said["sha256"]
+
+
+def test_what_killed_runs_left_is_removed(portraits, tmp_path):
+    for name in (".out.killed", ".out.running", ".other.killed"):
+        (tmp_path / name / "out/scenes").mkdir(parents=True)
+        (tmp_path / name / module.LOCK).touch()
+    (tmp_path / ".out.mine").mkdir()
+    with (tmp_path / ".out.running" / module.LOCK).open("rb+") as file:
+        lock(file, tmp_path)
+        build_scenes(portraits, tmp_path / "out", SceneSettings(count=1), workers=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.running", ".other.killed", ".out.mine"}
+
+
+def test_what_takes_long_is_said_and_shown(portraits, tmp_path):
+    said, shown = [], []
+    build_scenes(
+        portraits, tmp_path / "out", SceneSettings(count=2), None, 1, lambda *now: shown.append(now), said.append
+    )
+    assert said == ["finding landmarks on 3 portraits"]
+    assert shown == [(3, 5), (4, 5), (5, 5)]
 
 
 def test_an_existing_folder_is_kept(portraits, tmp_path):

@@ -80,5 +80,12 @@ def test_a_teacher_says_the_same_of_all_masks_of_a_bare_face(teacher, parts):
 
 
 def test_a_teacher_that_is_no_network_is_named(dataset, parts):
-    with pytest.raises(InputError, match=r"dataset\.json cannot teach"):
+    with pytest.raises(InputError, match=r"dataset\.json cannot be loaded by Keras; a teacher is a model\.keras"):
         asked([dataset / "dataset.json"], parts)
+
+
+def test_a_teacher_of_other_pictures_is_named(tmp_path, parts):
+    inputs = keras.Input((32, 32, 1))
+    keras.Model(inputs, keras.layers.Flatten()(inputs)).save(tmp_path / "other.keras")
+    with pytest.raises(InputError, match=r"other\.keras is no network of faces and expressions; a teacher is"):
+        asked([tmp_path / "other.keras"], parts)

@@ -10,8 +10,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -23,11 +23,11 @@ from maskfer_edge.decoding import PICTURE_SUFFIXES
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import check_space, lock
-from maskfer_trainer.duplicates import find_duplicates
+from maskfer_trainer.duplicates import Duplicate, Hashes, find_duplicates
 from maskfer_trainer.landmarks import check_installed
 from maskfer_trainer.picture import BuildSettings, Files, PictureMasker, Record, skipped
 from maskfer_trainer.source import Photograph, PhotoSource
-from maskfer_trainer.workers import run_here, run_on_cluster
+from maskfer_trainer.workers import check_scheduler, run_here, run_on_cluster
 
 MANIFEST_VERSION = 2
 BATCH = 32
@@ -94,13 +94,17 @@ def build_dataset(
         raise OutputError(f"{out} lies in {source_path}, of which it would become a part; name a folder outside it")
     if scheduler is None:
         check_installed()
+    else:
+        check_scheduler(scheduler)
     with extra("trainer"):
         import imagehash  # noqa: F401
     header = {"version": MANIFEST_VERSION, "source_sha256": source.fingerprint(), **settings.as_json()}
     partial = unfinished(out)
-    with _begin(partial) as begun:
+    with ExitStack() as held:
+        begun = held.enter_context(_begin(partial))
         try:
-            done = _resume(partial, begun, {**header, "maskfer": version("maskfer")})  # another may draw otherwise
+            # another version may draw otherwise
+            done = held.enter_context(_resume(partial, begun, {**header, "maskfer": version("maskfer")}))
             remaining = [photo for photo in photographs if photo.path not in done]
             batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
             pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
@@ -113,15 +117,12 @@ def build_dataset(
                 made = _on_cluster(source, settings, partial, batches, scheduler)
             else:
                 made = run_here(_HereTask(source, settings, partial), batches, workers or os.cpu_count() or 1, _died)
-            with closing(made), (partial / "progress.jsonl").open("a") as log:
+            with closing(made):
                 for results in made:
-                    for result in results:
-                        done[result["source"]] = result
-                        log.write(json.dumps(result) + "\n")
-                    log.flush()
+                    done.add(results)
                     if progress:
                         progress(len(done), len(photographs))
-            report = _finish(partial, out, source_path, header, [done[p.path] for p in photographs], settings, started)
+            report = _finish(partial, out, source_path, header, photographs, done, settings, started)
         except OSError as error:
             raise OutputError(
                 f"{partial} cannot be written: {error.strerror or error}; what is done is kept there, "
@@ -153,8 +154,52 @@ def _begin(partial: Path) -> IO[bytes]:
     return file
 
 
-def _resume(partial: Path, begun: IO[bytes], header: Record) -> dict[str, Record]:
-    """The results of a build that was cut short, by source path; one that had nothing done gives way."""
+class _Log:
+    """The results of a build by source path, in progress.jsonl: all records together would take gigabytes of memory."""
+
+    def __init__(self, partial: Path) -> None:
+        self._file = (partial / "progress.jsonl").open("a+b")
+        self._places: dict[str, int] = {}
+        self._file.seek(0)
+        place = 0
+        for line in self._file:
+            with suppress(ValueError, TypeError, KeyError):  # damaged by a power cut: that picture is made again
+                result = json.loads(line)
+                records = () if "skipped" in result else result["records"]
+                if all(_is_there(partial, name) for name in _files_of(records)):
+                    self._places[result["source"]] = place
+            place += len(line)
+            if not line.endswith(b"\n"):  # the last one, of which a part was written
+                self._file.write(b"\n")
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, source: str) -> bool:
+        return source in self._places
+
+    def __getitem__(self, source: str) -> Record:
+        self._file.seek(self._places[source])
+        result: Record = json.loads(self._file.readline())
+        return result
+
+    def add(self, results: list[Record]) -> None:
+        """Write results, and keep where they stand."""
+        place = self._file.seek(0, os.SEEK_END)
+        for result in results:
+            self._places[result["source"]] = place
+            place += self._file.write(f"{json.dumps(result)}\n".encode())
+        self._file.flush()
+
+
+def _resume(partial: Path, begun: IO[bytes], header: Record) -> _Log:
+    """The results of a build that was cut short; one that had nothing done gives way."""
     header_text, log = json.dumps(header, sort_keys=True).encode(), partial / "progress.jsonl"
     try:
         if not (log.exists() and log.stat().st_size):
@@ -163,24 +208,14 @@ def _resume(partial: Path, begun: IO[bytes], header: Record) -> dict[str, Record
             begun.truncate(0)
             begun.write(header_text)
             begun.flush()
-            return {}
+            return _Log(partial)
         begun.seek(0)
         if begun.read() != header_text:
             raise OutputError(
                 f"{partial} holds an unfinished build with other settings, or by another version of maskfer; "
                 "remove it and start again"
             )
-        done: dict[str, Record] = {}
-        with log.open("rb") as lines:
-            for line in lines:
-                with suppress(ValueError, TypeError, KeyError):  # damaged by a power cut: that picture is made again
-                    result = json.loads(line)
-                    records = () if "skipped" in result else result["records"]
-                    if all(_is_there(partial, name) for name in _files_of(records)):
-                        done[result["source"]] = result
-        with log.open("w") as file:
-            file.writelines(json.dumps(result) + "\n" for result in done.values())
-        return done
+        return _Log(partial)
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
 
@@ -287,28 +322,54 @@ def _write(partial: Path, files: Files) -> None:
         (partial / path).write_bytes(data)
 
 
+class _Kept:
+    """The records of a finished build, read from its log each time they are gone through.
+
+    Each has ``in_train`` (same pixels) and ``near_train`` (small changes): the training file that it duplicates, or "".
+    """
+
+    def __init__(self, log: _Log, sources: list[str], found: Mapping[str, Duplicate]) -> None:
+        self._log, self._sources, self._found = log, sources, found
+
+    def __iter__(self) -> Iterator[Record]:
+        for source in self._sources:
+            duplicate = self._found.get(source)
+            for record in self._log[source].get("records", ()):
+                record["in_train"] = duplicate.train if duplicate and duplicate.exact else ""
+                record["near_train"] = duplicate.train if duplicate and not duplicate.exact else ""
+                yield record
+
+
 def _finish(
-    partial: Path, out: Path, source_path: Path, header: Record, results: list[Record], settings: BuildSettings,
-    started: float,
+    partial: Path, out: Path, source_path: Path, header: Record, photographs: list[Photograph], log: _Log,
+    settings: BuildSettings, started: float,
 ) -> BuildReport:  # fmt: skip
     from maskfer_trainer.contact_sheet import contact_sheet
 
-    left_out = [(result["source"], result["skipped"]) for result in results if "skipped" in result]
-    kept = [record for result in results for record in result.get("records", ())]
+    left_out: list[tuple[str, str]] = []
+    faces: dict[str, int] = {}
+    hashes: dict[str, dict[str, Hashes]] = {split: {} for split in SPLITS}
+    for photo in photographs:
+        result = log[photo.path]
+        if "skipped" in result:
+            left_out.append((photo.path, result["skipped"]))
+            continue
+        faces[photo.path] = len(result["records"])
+        for record in result["records"][:1]:  # all are of one file
+            hashes[photo.split][photo.path] = (record["pixels_sha256"], record["perceptual_hash"])
     reasons = Counter(reason for _, reason in left_out)
-    exact, near = _mark_duplicates(kept)
+    found = find_duplicates(hashes["train"], hashes["test"])
+    exact, near = (sum(faces[name] for name, twin in found.items() if twin.exact is same) for same in (True, False))
     if settings.dedupe:
-        twins = [record for record in kept if record["in_train"] or record["near_train"]]
-        kept = [record for record in kept if not (record["in_train"] or record["near_train"])]
-        for name in _files_of(twins):
-            (partial / name).unlink(missing_ok=True)
-        twin_of = {r["source"]: r["in_train"] or r["near_train"] for r in twins}
-        left_out += [(name, f"also stands in train: {twin}") for name, twin in twin_of.items()]
-        reasons.update(["also stands in train"] * len(twin_of))
-    counts = {
-        split: {name: sum(r["split"] == split and r["class"] == name for r in kept) for name in CLASS_FOLDERS}
-        for split in SPLITS
-    }
+        for name in (photo.path for photo in photographs if photo.path in found):
+            for file in _files_of(log[name]["records"]):
+                (partial / file).unlink(missing_ok=True)
+            left_out.append((name, f"also stands in train: {found[name].train}"))
+            del faces[name]
+        reasons.update(["also stands in train"] * len(found))
+    counts = {split: dict.fromkeys(CLASS_FOLDERS, 0) for split in SPLITS}
+    for photo in photographs:
+        counts[photo.split][CLASS_FOLDERS[photo.label]] += faces.get(photo.path, 0)
     empty = [f"{split}/{name}" for split, by_class in counts.items() for name, n in by_class.items() if n == 0]
     if empty:
         shutil.rmtree(partial)
@@ -317,9 +378,10 @@ def _finish(
             f"({'; '.join(f'{n} × {reason}' for reason, n in reasons.most_common(3))}); nothing was written"
         )
 
+    kept = _Kept(log, list(faces), found)
     digest = hashlib.sha256()
     with (partial / "manifest.jsonl").open("wb") as manifest:
-        for record in kept:  # each on its own: together they are a quarter of a gigabyte of FER2013
+        for record in kept:
             line = f"{json.dumps(record)}\n".encode()
             manifest.write(line)
             digest.update(line)
@@ -330,7 +392,7 @@ def _finish(
     info = {
         **header,
         "name": source_path.stem,
-        "pictures": len(kept),
+        "pictures": sum(faces.values()),
         "skipped": len(left_out),
         "counts": counts,
         "sha256": digest.hexdigest(),
@@ -340,15 +402,15 @@ def _finish(
         from maskfer_trainer.coco import coco
 
         for split in SPLITS:
-            of_split = [record for record in kept if record["split"] == split]
-            (partial / f"coco-{split}.json").write_text(json.dumps(coco(of_split)))
+            of_split = coco(record for record in kept if record["split"] == split)
+            (partial / f"coco-{split}.json").write_text(json.dumps(of_split))
     contact_sheet(partial, kept, seed=settings.seed).save(partial / "contact-sheet.png")
     (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
     partial.rename(out)
     (out / "progress.jsonl").unlink()
     (out / "build.json").unlink()
     return BuildReport(
-        pictures=len(kept),
+        pictures=sum(faces.values()),
         skipped=len(left_out),
         reasons=dict(reasons.most_common()),
         counts=counts,
@@ -356,20 +418,3 @@ def _finish(
         near_duplicates_in_test=near,
         seconds=round(time.monotonic() - started, 1),
     )
-
-
-def _mark_duplicates(records: list[Record]) -> tuple[int, int]:
-    """Set ``in_train`` (same pixels) and ``near_train`` (small changes) to the training file, or ""; count faces."""
-    train, test = (
-        {r["source"]: (r["pixels_sha256"], r["perceptual_hash"]) for r in records if r["split"] == split}
-        for split in SPLITS
-    )
-    found = find_duplicates(train, test)
-    exact = near = 0
-    for record in records:
-        duplicate = found.get(record["source"]) if record["split"] == "test" else None
-        record["in_train"] = duplicate.train if duplicate and duplicate.exact else ""
-        record["near_train"] = duplicate.train if duplicate and not duplicate.exact else ""
-        exact += bool(record["in_train"])
-        near += bool(record["near_train"])
-    return exact, near

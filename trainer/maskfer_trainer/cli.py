@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -14,10 +15,12 @@ from typing import Annotated
 import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
+from maskfer_edge.dataset import dataset_info
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import check_free, whole_file
 from maskfer_edge.quiet import quiet_native_libraries
+from maskfer_trainer.checks import TEACHER, check_network, check_run
 
 # What Keras takes as a seed.
 MOST_SEED = 2**32 - 1
@@ -125,6 +128,7 @@ def masks_command(
     kinds = [*KINDS.values(), *(load_template(path) for path in templates or ())]
     if preview is not None:
         check_free(preview, overwrite)
+        _check_png("--preview", preview)
         sheet = preview_sheet(kinds, on)
         with whole_file(preview, overwrite) as partial:
             sheet.save(partial, "PNG")
@@ -205,15 +209,12 @@ def fit_command(
     """Train a network on the faces of DATASET, with live curves in OUT/curves.png."""
     given = dict(locals())
     _check_backend()
+    _check_given(dataset, out, resume, teachers, initial)
     with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.devices import describe
         from maskfer_trainer.fitting import fit
         from maskfer_trainer.settings import FitSettings, fit_settings
 
-        device = describe()
     settings = fit_settings(config, {field.name: given[field.name] for field in fields(FitSettings)})
-    say(device)
-    say(f"Training {settings.arch} for {settings.epochs} epochs; watch {out / 'curves.png'}")
     with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
         model = fit(
             dataset,
@@ -250,14 +251,11 @@ def fit_together_command(
     _check_backend()
     if os.environ.get("KERAS_BACKEND") != "jax":
         raise InputError("fit-together trains by JAX; install jax and run it with KERAS_BACKEND=jax")
+    _check_given(dataset, out, resume, teachers)
     with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.devices import describe
         from maskfer_trainer.fit_together import fit_together
         from maskfer_trainer.settings import fit_settings
-
-        device = describe()
     settings = fit_settings(config, given)
-    say(device)
     with _going_on(out, "--resume"):
         models = fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say)
     for model in models:
@@ -281,8 +279,8 @@ def build_scenes_command(
         from maskfer_trainer.progress import progress_bar
         from maskfer_trainer.scenes import SceneSettings, build_scenes
 
-    with progress_bar("Making scenes") as progress:
-        said = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress)
+    with _ended_in_order(), progress_bar("Making scenes") as progress:
+        said = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress, say)
     if json_:
         print_json(said)
         return
@@ -308,12 +306,8 @@ def fit_detector_command(
     """Train the face detector on SCENES, with live curves in OUT/curves.png."""
     _check_backend()
     with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.devices import describe
         from maskfer_trainer.fit_detector import DetectorSettings, fit_detector
-
-        device = describe()
     settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
-    say(device)
     with _going_on(out, "--resume"):
         model = fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)
     print_result(str(model))
@@ -334,12 +328,8 @@ def fit_rescorer_command(
     """Train the network that looks again at what DETECTOR finds, with live curves in OUT/curves.png."""
     _check_backend()
     with extra("trainer"), quiet_native_libraries():
-        from maskfer_trainer.devices import describe
         from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
-
-        device = describe()
     settings = RescorerSettings(draws, epochs, seed=seed, learning_rate=learning_rate)
-    say(device)
     with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
         verbose = 1 if sys.stderr.isatty() else 2
         model = fit_rescorer(detector, scenes, photos, out, settings, resume=resume, verbose=verbose, say=say)
@@ -370,9 +360,12 @@ def evaluate_detector_command(
         raise InputError(f"--half takes all, tuning or testing; received {half!r}")
     if out is not None:
         check_free(out, overwrite)
+        _check_png("--out", out)
     with quiet_native_libraries():
         if detector in DETECTORS:
             finder = open_detector(detector, model_path=detector_model)
+        elif not Path(detector).exists():
+            raise InputError(f"{detector} cannot be read; give {', '.join(DETECTORS)} or a model file")
         else:
             finder = open_detector("learned", model_path=Path(detector))
     if threshold is not None:
@@ -431,12 +424,43 @@ def evaluate_command(
         print_result(as_text(evaluation))
 
 
+def _check_png(option: str, path: Path) -> None:
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{option} {path}: the picture is a PNG; name it {path.with_suffix('.png')}")
+
+
+def _check_given(
+    dataset: Path, out: Path, resume: bool, teachers: list[Path] | None, initial: Path | None = None
+) -> None:
+    """Refuse what a training is given before Keras is loaded."""
+    dataset_info(dataset)
+    check_run(out, resume)
+    for teacher in teachers or ():
+        check_network(teacher, TEACHER)
+    if initial is not None:
+        check_network(initial, "start from a model.keras of trainer fit")
+
+
 def _check_backend() -> None:
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     if backend not in ("tensorflow", "torch", "jax"):
         raise InputError(f"KERAS_BACKEND is {backend!r}; there are tensorflow, torch and jax")
     if backend != "tensorflow" and importlib.util.find_spec(backend) is None:
         raise InputError(f"KERAS_BACKEND={backend} needs a package that is not here; run: pip install {backend}")
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that no temporary folder stays."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

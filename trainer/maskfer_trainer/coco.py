@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from maskfer_trainer.masks import Points
 CATEGORIES = ({"id": 1, "name": "face", "supercategory": "face"}, {"id": 2, "name": "mask", "supercategory": "face"})
 
 
-def coco(records: list[dict[str, Any]]) -> dict[str, Any]:
+def coco(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """Describe masked pictures as COCO does.
 
     Each face has two annotations: the face with its box, and the mask with its box and outline, both

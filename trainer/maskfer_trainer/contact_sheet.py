@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,15 +30,23 @@ NAME_PX = 110
 GAP_PX = 6
 
 
-def contact_sheet(dataset: Path, records: list[dict[str, Any]], seed: int) -> Image.Image:
+def contact_sheet(dataset: Path, records: Iterable[dict[str, Any]], seed: int) -> Image.Image:
     """Draw `PAIRS_A_ROW` random pairs of each class.
 
     Args:
         dataset: Folder that the records' paths start from.
-        records: Of the manifest.
+        records: Of the manifest; gone through twice, and few kept.
         seed: Of the choice of pictures.
     """
     random = np.random.default_rng(drawn_number("contact sheet", seed, ""))
+    counts = Counter(record["class"] for record in records)
+    chosen = {folder: random.permutation(counts[folder])[:PAIRS_A_ROW].tolist() for folder in CLASS_FOLDERS}
+    shown, passed = {}, Counter[str]()
+    for record in records:
+        folder = record["class"]
+        if passed[folder] in chosen[folder]:
+            shown[folder, passed[folder]] = record
+        passed[folder] += 1
     width = NAME_PX + PAIRS_A_ROW * (2 * TILE_PX + GAP_PX)
     sheet = Image.new("RGB", (width, len(LABELS) * (TILE_PX + GAP_PX)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -45,10 +54,8 @@ def contact_sheet(dataset: Path, records: list[dict[str, Any]], seed: int) -> Im
     for row, (label, folder) in enumerate(zip(LABELS, CLASS_FOLDERS, strict=True)):
         y = row * (TILE_PX + GAP_PX) + GAP_PX // 2
         draw.text((10, y + TILE_PX // 2), label, fill="black", font=font, anchor="lm")
-        of_class = [record for record in records if record["class"] == folder]
-        chosen = random.permutation(len(of_class))[:PAIRS_A_ROW]
-        for column, index in enumerate(chosen):
-            record = of_class[int(index)]
+        for column, index in enumerate(chosen[folder]):
+            record = shown[folder, index]
             x = NAME_PX + column * (2 * TILE_PX + GAP_PX)
             for offset, key in enumerate(("bare", "picture")):
                 if key in record:

@@ -204,6 +204,8 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Each row of the file by column, and the words for where it stands."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
+    except InputError as error:
+        raise InputError(f"{error}; see docs/detecting.md#photographs") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from maskfer_edge.errors import InputError
+from maskfer_edge.quiet import quiet_native_libraries
 
 
 def gpus() -> list[str]:
@@ -25,7 +26,9 @@ def gpus() -> list[str]:
 
 def describe() -> str:
     """One line that says whether a GPU is used, and by what."""
-    found, backend = gpus(), keras.backend.backend()
+    with quiet_native_libraries():
+        found = gpus()
+    backend = keras.backend.backend()
     if not found:
         return f"No GPU is used: {backend} sees none; training on the CPU."
     rest = "" if len(found) == 1 else f", of {len(found)}; all are used under JAX with --distribute"

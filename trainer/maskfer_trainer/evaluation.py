@@ -16,9 +16,10 @@ from maskfer_edge.dataset import PARTS, PictureSet, read_pictures, record_name, 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, read_bytes, whole_file, write_whole
+from maskfer_edge.files import check_makeable, whole_file, write_whole
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
+from maskfer_trainer.checks import check_network
 from maskfer_trainer.keras_file import predict_views
 from maskfer_trainer.through_detector import DetectorFigures, through_detector
 
@@ -169,14 +170,15 @@ def open_model(path: Path, *, mirror: bool = True) -> tuple[Predict, Mapping[str
         return lambda images: np.stack([classifier(face) for face in images]), margins
     if path.suffix != ".keras":
         raise InputError(f"{path} is neither a .keras nor a .tflite file")
-    read_bytes(path)
+    remedy = "give a model.keras of trainer fit or a .tflite of converter quantize"
+    check_network(path, remedy)
     with extra("trainer"):
         import keras
     try:
         network = keras.models.load_model(path, compile=False)
         shapes = (network.input_shape[1:], network.output_shape[1:])
     except Exception as error:  # Keras raises many kinds for files that it cannot read
-        raise InputError(f"{path} cannot be loaded by Keras: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"{path} cannot be loaded by Keras; {remedy}") from error
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 
@@ -255,6 +257,7 @@ def as_text(evaluation: Evaluation) -> str:
     for label in LABELS:
         cells = ["| " + "".join(f"{getattr(f.classes[label], n):10.1%}" for n in names) + "  " for f in parts.values()]
         lines.append(f"{label:10}" + "".join(cells))
+    lines.append("accuracy: of one class against the rest; recall: the share of its faces that are right")
     if evaluation.kinds:
         lines += ["", "right by kind of mask: "]
         lines[-1] += ", ".join(f"{kind} {share:.1%} of {count}" for kind, (share, count) in evaluation.kinds.items())

@@ -22,6 +22,7 @@ from maskfer_edge.learned_detector import LEAST_SHARE, decode
 from maskfer_trainer.candidates import centre_within
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
+from maskfer_trainer.devices import describe
 from maskfer_trainer.keras_file import embed_metadata, take_weights
 from maskfer_trainer.run_folder import (
     LAST,
@@ -106,6 +107,7 @@ def fit_detector(
     if initial is not None:
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
     with begun(run, config, resume) as make_folder:
+        say(describe())
         keras.utils.set_random_seed(settings.seed)
         training, validation = read_scenes(scenes, set(said.get("validation", ())))
         apart = "" if said.get("validation_apart") else ", of the same faces and photographs: its figures are too good"

@@ -21,6 +21,7 @@ from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_can
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.detector_targets import IGNORED
+from maskfer_trainer.devices import describe
 from maskfer_trainer.fit_detector import scenes_info
 from maskfer_trainer.keras_file import embed_metadata
 from maskfer_trainer.run_folder import LAST, History, RunFolder, begun, load_last, seed_dropout
@@ -102,6 +103,7 @@ def fit_rescorer(
         "photos_sha256": hashlib.sha256(read_bytes(photos / "boxes.csv")).hexdigest(),
     }
     with begun(run, config, resume) as make_folder:
+        say(describe())
         keras.utils.set_random_seed(settings.seed)
         history = History()
         if (run / LAST).exists():

@@ -26,6 +26,7 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes, whole_file
 from maskfer_trainer.batches import by_face
 from maskfer_trainer.curves import draw_curves
+from maskfer_trainer.devices import describe
 from maskfer_trainer.fitting import read_parts, write_calibrated
 from maskfer_trainer.keras_file import check_validation_share, says_of_itself, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
@@ -78,6 +79,7 @@ def fit_together(
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
     check_validation_share(teachers, settings.validation_share)
     with begun(out, config, resume) as make_folder:
+        say(describe())
         made = [_made(*of_network) for of_network in parsed]
         teaching = [_teacher(path) for path in teachers]
         masked, bare, faces, _, validation = read_parts(dataset, settings, need_bare=True)

@@ -22,7 +22,7 @@ from maskfer_edge.files import read_bytes
 from maskfer_trainer.ahead import made_ahead
 from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
-from maskfer_trainer.devices import spread, spread_over
+from maskfer_trainer.devices import describe, spread, spread_over
 from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
 from maskfer_trainer.run_folder import (
@@ -95,6 +95,7 @@ def fit(
         if resume and (run / "model.keras").exists():
             return run / "model.keras"
         devices = spread_over(settings.batch_size) if distribute else []
+        say(describe())
         keras.utils.set_random_seed(settings.seed)
         batches, validation = _batches(dataset, settings, teachers, say)
         say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
@@ -110,9 +111,10 @@ def fit(
         else:
             model = ARCHITECTURES[settings.arch]()
             if initial is not None:
-                take_weights(model, initial)
+                take_weights(model, initial, "start from one of the same, or give its --arch")
             _compile(model, settings, len(batches))
         make_folder()
+        say(f"Training {settings.arch} for {settings.epochs} epochs; watch {run / 'curves.png'}")
         if len(history) < settings.epochs:
             callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
             _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)

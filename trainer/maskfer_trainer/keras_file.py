@@ -83,14 +83,20 @@ def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> F
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-def take_weights(model: Any, initial: Path) -> None:
-    """Give a Keras network the weights of a `.keras` file of the same architecture. Raises InputError if it is none."""
+def take_weights(model: Any, initial: Path, remedy: str = "start from one of the same") -> None:
+    """Give a Keras network the weights of a `.keras` file of the same architecture.
+
+    Raises:
+        InputError: If it is none; it ends with `remedy`.
+    """
     import keras
 
     try:
-        model.set_weights(keras.models.load_model(initial, compile=False).get_weights())
+        weights = keras.models.load_model(initial, compile=False).get_weights()
     except Exception as error:  # Keras raises many kinds for files that it cannot read
         raise InputError(
-            f"{initial} cannot be used, it is no whole .keras file of architecture {model.name}: "
-            f"{' '.join(str(error).split())[:150]}"
+            f"{initial} cannot be loaded by Keras; start from a whole .keras file of architecture {model.name}"
         ) from error
+    if [each.shape for each in weights] != [each.shape for each in model.get_weights()]:
+        raise InputError(f"{initial} is not a network of architecture {model.name}; {remedy}")
+    model.set_weights(weights)

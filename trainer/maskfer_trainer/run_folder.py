@@ -25,7 +25,8 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, lock, whole_file, write_whole
+from maskfer_edge.files import lock, whole_file, write_whole
+from maskfer_trainer.checks import check_run
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
@@ -112,13 +113,11 @@ def begun(run: Path, config: dict[str, Any], resume: bool) -> Iterator[Callable[
         OutputError: If there is one already, or another process goes on with it.
     """
     with ExitStack() as held:
+        check_run(run, resume)
         if resume:
             _go_on(run, config, held)
             yield lambda: None
             return
-        if run.exists():
-            raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
-        check_makeable(run)
         yield lambda: _make(run, config, held)
 
 
@@ -127,8 +126,6 @@ def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
         file = held.enter_context((run / "run.json").open("rb+"))
         lock(file, run)
         started = json.loads(file.read())
-    except FileNotFoundError:
-        raise InputError(f"{run} holds no run to go on with; leave out --resume to start one") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{run / 'run.json'} cannot be read: {error}") from None
     if started != config:

@@ -2,19 +2,22 @@
 
 OUT/scenes/00000.jpg   grey, as the detector sees pictures
 OUT/boxes.csv          image,label,xmin,ymin,xmax,ymax; label: with_mask, without_mask, ignore (too small to tell)
-OUT/scenes.json        settings, counts, and which scenes are for validation
+OUT/scenes.json        settings, counts, hash of the rest, and which scenes are for validation
 """
 
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.files import lock
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST
 from maskfer_trainer.draw import drawn_number, drawn_share
@@ -49,6 +53,8 @@ PHOTO_SHARE = 0.8
 SWAP_SHARE, SWAP_TURN_DEGREES = 0.35, 6.0
 # How far a cutout reaches beyond the face, as a share of it: a pasted one, and one that covers another face.
 GROW, SWAP_GROW = (1.05, 1.7), (1.1, 1.3)
+# How far from a face's middle a cutout's soft edge ends at most, in its longer sides: half of GROW, and the blur.
+REACH = 1.25
 # Of scenes on which nothing is trained: the network's epoch and threshold are chosen on them.
 VALIDATION_SHARE = 0.05
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
@@ -56,6 +62,8 @@ MOST_SHARED, MOST_HIDDEN_BY_DECOY = 0.15, 0.03
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92]
 # Portraits that a process cuts out at a time.
 FACES_A_BATCH = 16
+# Held in the temporary folder by the run that fills it.
+LOCK = "build-scenes.lock"
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ def build_scenes(
     photos: Path | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Make scenes out of portraits; half of the faces get a mask of this project's own drawing.
 
@@ -118,7 +127,8 @@ def build_scenes(
         photos: Folder of photographs with ``boxes.csv``, as backgrounds with faces of their own. Only the half named
             ``tuning`` is used (see `detector_evaluation.half`), so that the other half can judge.
         workers: Processes; 0: one a core.
-        progress: Takes scenes done, and how many there will be.
+        progress: Takes portraits and scenes done, and how many there will be.
+        say: Takes what a person at the terminal should know.
 
     Returns:
         What ``scenes.json`` says.
@@ -134,29 +144,42 @@ def build_scenes(
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(out)
+    say(f"finding landmarks on {len(faces)} portraits")
     batches = (faces[start : start + FACES_A_BATCH] for start in range(0, len(faces), FACES_A_BATCH))
     with (
         tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
+        (Path(folder) / LOCK).open("wb") as held,
         closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
     ):
+        lock(held, out)
         made = Path(folder) / out.name
         (made / "scenes").mkdir(parents=True)
-        cutouts = [cutout for of_some in cut_out for cutout in of_some]
-        rows, counts = [], {MASKED: 0, BARE: 0, IGNORED: 0}
+        cutouts: list[Cutout] = []
+        total = len(faces) + settings.count
+        for batch, of_some in enumerate(cut_out, start=1):
+            cutouts += of_some
+            progress(min(batch * FACES_A_BATCH, len(faces)), total)
+        rows, counts, digest = [], {MASKED: 0, BARE: 0, IGNORED: 0}, hashlib.sha256()
         names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
         for_validation = [name for name in names if held_out("", name)]
         composers = _composers(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
-            # cv2.imwrite says nothing of a full disk
-            (made / name).write_bytes(cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes())
+            data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
+            (made / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
+            digest.update(data)
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
                 rows.append((name, label, x, y, x + w, y + h))
-            progress(number + 1, settings.count)
+            progress(len(faces) + number + 1, total)
         sources = {"portraits": len(faces), "photos": len(backgrounds)}
         apart = composers[0] is not composers[1]
+        boxes = _as_csv(rows)
+        digest.update(boxes.encode())
         said = {
+            "name": portraits.resolve().name,
+            "sha256": digest.hexdigest(),
             **asdict(settings),
             "size_wh": SIZE_WH,
             **sources,
@@ -164,10 +187,18 @@ def build_scenes(
             "faces": counts,
             "validation": for_validation,
         }
-        (made / "boxes.csv").write_text(_as_csv(rows))
+        (made / "boxes.csv").write_text(boxes)
         (made / "scenes.json").write_text(json.dumps(said, indent=2) + "\n")
         made.rename(out)
     return said
+
+
+def _remove_left(out: Path) -> None:
+    """Remove what killed runs left of `out`: folders full of faces that no run holds any more."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*/{LOCK}"):
+        with suppress(OutputError, OSError), left.open("rb+") as file:
+            lock(file, left)
+            shutil.rmtree(left.parent)
 
 
 def held_out(kind: str, name: str) -> bool:
@@ -216,13 +247,28 @@ def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
         return []
     x0, y0, x1, y1 = (float(side) for side in photo.boxes_xyxy[0])
     box_xyxy, apart = (x0, y0, x1, y1), held_out("portrait", photo.path.name)
-    cutouts = [Cutout(grey, box_xyxy, BARE, apart)]
+    cutouts = [Cutout(*_around_face(grey, box_xyxy), BARE, apart)]
     kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
     try:
         masked = put_on(grey, _predictor()(grey), kind, wearing).image
     except InputError:  # a face too far aside for a mask
         return cutouts
-    return [*cutouts, Cutout(masked, box_xyxy, MASKED, apart)]
+    return [*cutouts, Cutout(*_around_face(masked, box_xyxy), MASKED, apart)]
+
+
+def _around_face(
+    image: UInt8Array, box_xyxy: tuple[float, float, float, float]
+) -> tuple[UInt8Array, tuple[float, float, float, float]]:
+    """What scenes can show of a portrait, and the face's box in it: of thousands, whole ones would fill the memory."""
+    x0, y0, x1, y1 = box_xyxy
+    while max(x1 - x0, y1 - y0) > 2 * SIZE_WH[0]:  # then `_place` would do it each time
+        image = np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+        x0, y0, x1, y1 = x0 / 2, y0 / 2, x1 / 2, y1 / 2
+    # no less than a scene to each side, as the parts that decoys shuffle are not of the face alone
+    reach = max(SIZE_WH[0], REACH * max(x1 - x0, y1 - y0))
+    left, top = (max(0, math.floor((start + end) / 2 - reach)) for start, end in ((x0, x1), (y0, y1)))
+    right, bottom = (math.ceil((start + end) / 2 + reach) for start, end in ((x0, x1), (y0, y1)))
+    return image[top:bottom, left:right].copy(), (x0 - left, y0 - top, x1 - left, y1 - top)
 
 
 def _predictor() -> LandmarkPredictor:

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from maskfer_edge.contract import LABELS, FloatArray
+from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet
 from maskfer_edge.errors import InputError
+from maskfer_trainer.checks import TEACHER
 from maskfer_trainer.keras_file import predict_views, says_of_itself
 from maskfer_trainer.settings import left_out
 
@@ -60,7 +61,7 @@ def ask(
         Their scores. A teacher that knows both masked and bare faces counts twice for masked ones.
 
     Raises:
-        InputError: If a teacher cannot be loaded, or asked about such faces.
+        InputError: If a teacher cannot be loaded, or is no network of such faces.
     """
     _, first, of_picture = np.unique(faces, return_index=True, return_inverse=True)
     heard: dict[str, list[tuple[FloatArray, npt.NDArray[np.bool_]]]] = {"masked": [], "bare": []}
@@ -72,12 +73,15 @@ def ask(
         say(f"asking {path} about {int(may.sum())} pictures")
         try:
             network = keras.models.load_model(path, compile=False)
-            if bare_share < 1:
-                heard["masked"].append((_scores(network, masked, may), may))
-            if bare_share > 0:
-                heard["bare"].append((_scores(network, bare.take(first), may[first])[of_picture], may))
+            shapes = (network.input_shape[1:], network.output_shape[1:])
         except Exception as error:  # Keras raises many kinds for files that it cannot read
-            raise InputError(f"{path} cannot teach: {' '.join(str(error).split())[:150]}") from error
+            raise InputError(f"{path} cannot be loaded by Keras; {TEACHER}") from error
+        if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
+            raise InputError(f"{path} is no network of faces and expressions; {TEACHER}")
+        if bare_share < 1:
+            heard["masked"].append((_scores(network, masked, may), may))
+        if bare_share > 0:
+            heard["bare"].append((_scores(network, bare.take(first), may[first])[of_picture], may))
     return Lessons(_mean(heard["masked"] + heard["bare"], len(masked)), _mean(heard["bare"], len(masked)))
 
 

@@ -148,6 +148,23 @@ def run_on_cluster(
     yield from _see_through(_on_cluster(task, iter(batches), address), MOST_DEATHS, task, died)
 
 
+def check_scheduler(address: str) -> None:
+    """Find out before long work whether `run_on_cluster` can begin there; waits a while for the first worker.
+
+    Raises:
+        DependencyError: If the extra ``cluster`` is not installed.
+        InputError: If there is no scheduler at `address`, or it has no workers.
+    """
+    with extra("cluster"):
+        import distributed  # noqa: F401
+    client = _connect(address)
+    try:
+        _count_threads(client, address)
+    finally:
+        with suppress(OSError):
+            client.close()
+
+
 def _see_through(
     outcomes: Generator[Outcome[T, R], None, None], most_deaths: int, task: Task[T, R], died: Callable[[T], R]
 ) -> Generator[list[R], None, None]:

@@ -207,7 +207,6 @@ class YunetDetector(Detector):
         path: Path,
         search_side: int = SEARCH_SIDE,
         score_threshold: float = YUNET_THRESHOLD,
-        same_face: float = SAME_FACE,
     ) -> None:
         """Open the network.
 
@@ -215,7 +214,6 @@ class YunetDetector(Detector):
             path: ONNX file, e.g. ``face_detection_yunet_2023mar.onnx`` of OpenCV's model zoo.
             search_side: Longest side in pixels of the frame as searched.
             score_threshold: Score, 0 to 1, from which a face is believed.
-            same_face: Intersection over union from which two boxes are one face.
 
         Raises:
             DependencyError: If this OpenCV has no FaceDetectorYN.
@@ -231,7 +229,7 @@ class YunetDetector(Detector):
             raise ModelError(f"{path} is not YuNet's model (.onnx); {YUNET_REMEDY}")
         self.search_side, self._path = search_side, path
         try:
-            self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, same_face)
+            self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, SAME_FACE)
         except cv2.error as error:
             raise self._refused(error) from error
 

@@ -199,10 +199,9 @@ class LineFile(Output):
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 newer.replace(older)
-        with ExitStack() as done:
-            before = self._file
-            self._file = self._open(os.O_WRONLY)
-            done.enter_context(before)  # which kept others off it until it was whole
+        before = self._file
+        self._file = self._open(os.O_WRONLY)
+        with before:  # which kept others off it until it was whole
             self._file.seek(0, os.SEEK_END)  # another run may have been quicker
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import zipfile
 from pathlib import Path
 
@@ -30,8 +29,8 @@ def check_run(run: Path, resume: bool) -> None:
 
 def check_network(path: Path, remedy: str) -> None:
     """Refuse what is no whole `.keras` file. Raises InputError, which ends with `remedy`."""
-    data = read_bytes(path)
+    read_bytes(path)  # says what is wrong with the path itself
     if path.suffix != ".keras":
         raise InputError(f"{path} is {f'a {path.suffix}' if path.suffix else 'no .keras'} file; {remedy}")
-    if not zipfile.is_zipfile(io.BytesIO(data)):
+    if not zipfile.is_zipfile(path):
         raise InputError(f"{path} is no whole .keras file; {remedy}")

@@ -20,7 +20,7 @@ from maskfer_edge.files import check_makeable, whole_file, write_whole
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.checks import check_network
-from maskfer_trainer.keras_file import predict_views
+from maskfer_trainer.keras_file import load_with_shapes, predict_views
 from maskfer_trainer.through_detector import DetectorFigures, through_detector
 
 Predict = Callable[[UInt8Array], FloatArray]
@@ -173,12 +173,7 @@ def open_model(path: Path, *, mirror: bool = True) -> tuple[Predict, Mapping[str
     remedy = "give a model.keras of trainer fit or a .tflite of converter quantize"
     check_network(path, remedy)
     with extra("trainer"):
-        import keras
-    try:
-        network = keras.models.load_model(path, compile=False)
-        shapes = (network.input_shape[1:], network.output_shape[1:])
-    except Exception as error:  # Keras raises many kinds for files that it cannot read
-        raise InputError(f"{path} cannot be loaded by Keras; {remedy}") from error
+        network, shapes = load_with_shapes(path, remedy)
     if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
         raise InputError(f"{path} has input and output of shapes {shapes}; expected (48, 48, 1) and (7,)")
 

@@ -83,6 +83,21 @@ def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> F
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
+def load_with_shapes(path: Path, remedy: str) -> tuple[Any, tuple[Any, Any]]:
+    """Load a `.keras` file of one input and one output; their shapes come with it, without the batch.
+
+    Raises:
+        InputError: If it is none; it ends with `remedy`.
+    """
+    import keras
+
+    try:
+        network = keras.models.load_model(path, compile=False)
+        return network, (network.input_shape[1:], network.output_shape[1:])
+    except Exception as error:  # Keras raises many kinds for files that it cannot read
+        raise InputError(f"{path} cannot be loaded by Keras; {remedy}") from error
+
+
 def take_weights(model: Any, initial: Path, remedy: str = "start from one of the same") -> None:
     """Give a Keras network the weights of a `.keras` file of the same architecture.
 

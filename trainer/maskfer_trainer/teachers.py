@@ -17,7 +17,7 @@ from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet
 from maskfer_edge.errors import InputError
 from maskfer_trainer.checks import TEACHER
-from maskfer_trainer.keras_file import predict_views, says_of_itself
+from maskfer_trainer.keras_file import load_with_shapes, predict_views, says_of_itself
 from maskfer_trainer.settings import left_out
 
 
@@ -71,11 +71,7 @@ def ask(
         may = folds(parts) == part if parts else np.ones(len(masked), dtype=bool)
         bare_share = settings.get("bare_share", 1)
         say(f"asking {path} about {int(may.sum())} pictures")
-        try:
-            network = keras.models.load_model(path, compile=False)
-            shapes = (network.input_shape[1:], network.output_shape[1:])
-        except Exception as error:  # Keras raises many kinds for files that it cannot read
-            raise InputError(f"{path} cannot be loaded by Keras; {TEACHER}") from error
+        network, shapes = load_with_shapes(path, TEACHER)
         if shapes != ((INPUT_SIZE, INPUT_SIZE, 1), (len(LABELS),)):
             raise InputError(f"{path} is no network of faces and expressions; {TEACHER}")
         if bare_share < 1:

@@ -88,6 +88,23 @@ def _partial_name(path: Path, digits: str) -> str:
     return f".{path.stem}.{digits}.partial{path.suffix}"
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Make a temporary folder beside `path`, in which it grows whole; it goes at the end, whatever ends the block.
+
+    Not tempfile's: a signal that comes while that makes its folder leaves the folder behind.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        folder.mkdir(0o700)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def older_names(path: str) -> list[str]:
     """What a file that is begun anew now and then leaves behind: PATH.1, the newest, to PATH.5."""
     return [f"{path}.{number}" for number in range(1, OLDER_FILES + 1)]

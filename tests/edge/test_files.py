@@ -2,11 +2,12 @@ import errno
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_free, check_space, read_bytes, whole_file, write_whole
+from maskfer_edge.files import check_free, check_space, folder_beside, read_bytes, whole_file, write_whole
 
 
 def names(folder):
@@ -139,3 +140,16 @@ def test_check_space_compares_with_what_is_free(tmp_path, monkeypatch, free, ref
         assert refused and "free some space" in str(error)
     else:
         assert not refused
+
+
+def test_what_ends_while_a_temporary_folder_is_made_leaves_none(tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def make_and_end(self, mode):
+        make(self, mode)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(Path, "mkdir", make_and_end)
+    with pytest.raises(SystemExit), folder_beside(tmp_path / "out"):
+        pass
+    assert not list(tmp_path.iterdir())

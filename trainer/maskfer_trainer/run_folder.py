@@ -13,7 +13,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,7 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import lock, whole_file, write_whole
+from maskfer_edge.files import folder_beside, lock, whole_file, write_whole
 from maskfer_trainer.checks import check_run
 from maskfer_trainer.curves import draw_curves
 
@@ -140,8 +139,8 @@ def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
 def _make(run: Path, config: dict[str, Any], held: ExitStack) -> None:
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=run.parent, prefix=f".{run.name}.") as folder:
-            made = Path(folder) / run.name
+        with folder_beside(run) as folder:
+            made = folder / run.name
             (made / "checkpoints").mkdir(parents=True)
             write_whole(made / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
             lock(held.enter_context((made / "run.json").open("rb+")), run)

@@ -15,7 +15,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
@@ -30,7 +29,7 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import lock
+from maskfer_edge.files import folder_beside, lock
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST
 from maskfer_trainer.draw import drawn_number, drawn_share
@@ -148,12 +147,12 @@ def build_scenes(
     say(f"finding landmarks on {len(faces)} portraits")
     batches = (faces[start : start + FACES_A_BATCH] for start in range(0, len(faces), FACES_A_BATCH))
     with (
-        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder,
-        (Path(folder) / LOCK).open("wb") as held,
+        folder_beside(out) as folder,
+        (folder / LOCK).open("wb") as held,
         closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
     ):
         lock(held, out)
-        made = Path(folder) / out.name
+        made = folder / out.name
         (made / "scenes").mkdir(parents=True)
         cutouts: list[Cutout] = []
         total = len(faces) + settings.count

@@ -39,7 +39,8 @@ ROUNDS = 2
 REALTIME_FRAMES = 100
 # Nothing is shown, written or sent.
 NO_OUTPUTS: dict[str, Any] = {
-    **dict.fromkeys(("jsonl", "csv", "record", "browser", "mqtt", "metrics"), ""),
+    **dict.fromkeys(("jsonl", "csv", "record", "browser", "token", "mqtt", "metrics"), ""),
+    "rotate_mb": 0.0,
     "headless": True,
 }
 # The cascade's arguments in the paper's listing.
@@ -207,8 +208,9 @@ def realtime_share(settings: RunSettings) -> float:
 def _running(settings: RunSettings) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
     """A process of its own that runs with these settings, and what it says besides its results."""
     program = "import sys; from maskfer_edge.cli import main; sys.argv[0] = 'maskfer-edge'; main()"
+    config = as_toml(settings).encode()
     read, write = os.pipe()
-    os.write(write, as_toml(settings).encode())
+    os.write(write, config)
     os.close(write)
     command = [sys.executable, "-P", "-c", program, "run", "--config", f"/dev/fd/{read}"]
     with tempfile.TemporaryFile() as said:

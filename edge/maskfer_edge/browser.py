@@ -168,8 +168,9 @@ class BrowserCamera(Camera):
             self._page = client
             self._pages += 1
             self._newest = None  # of the page before
-        threading.Thread(target=client.send_newest, args=(lambda text: text,), daemon=True).start()
         try:
+            # may fail for want of threads, and then the next page must be let in
+            threading.Thread(target=client.send_newest, args=(lambda text: text,), daemon=True).start()
             while not client.over:
                 with suppress(TimeoutError):
                     image = _decode_frame(client.connection.recv(timeout=0.5))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,8 @@ MOST_FPS = 240
 LONGEST_WAIT_S = 5.0
 # Share of the frames that a video says it has which must be there.
 LEAST_SHARE = 0.9
+# Boxes of an MP4 or MOV file that hold others.
+CONTAINERS = (b"moov", b"trak", b"mdia")
 
 
 class VideoFile(Camera):
@@ -29,7 +34,7 @@ class VideoFile(Camera):
     live, file = False, True
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
+        self.name, self._path = str(path), path
         self._capture = cv2.VideoCapture(str(path))
         if not self._capture.isOpened():
             raise InputError(f"{path} cannot be opened as a video (damaged, or of an unknown format)")
@@ -46,7 +51,7 @@ class VideoFile(Camera):
         if not good:
             if self._index == 0:
                 raise InputError(f"{self.name} holds no frame that can be read (damaged, or cut short)")
-            if self._index < LEAST_SHARE * self._said:
+            if self._index < LEAST_SHARE * self._said and not _is_trimmed(self._path):
                 raise InputError(
                     f"{self.name} ends after {self._index} of {self._said:.0f} frames; it is cut short or damaged"
                 )
@@ -66,6 +71,47 @@ class VideoFile(Camera):
     def close(self) -> None:
         """Close the file."""
         self._capture.release()
+
+
+def _is_trimmed(path: Path) -> bool:
+    """Whether an MP4 or MOV plays less than the frames that it holds (ISO/IEC 14496-12, edit lists).
+
+    So it is where a program cuts a video without encoding it anew.
+    """
+    unit, shown_s = 0, 0.0
+    with (
+        suppress(OSError, ValueError, ZeroDivisionError, RecursionError, struct.error),
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        for kind, start in _boxes(data, 0, len(data)):
+            wide = data[start : start + 1] == b"\1"  # times of 64 bits
+            if kind == b"mvhd":
+                (unit,) = struct.unpack_from(">I", data, start + (20 if wide else 12))
+            elif kind == b"tkhd":
+                (shown,) = struct.unpack_from(">Q" if wide else ">I", data, start + (28 if wide else 20))
+                shown_s = shown / unit
+            elif kind == b"mdhd":
+                media_unit, length = struct.unpack_from(">IQ" if wide else ">II", data, start + (20 if wide else 12))
+                if shown_s < LEAST_SHARE * length / media_unit:
+                    return True
+    return False
+
+
+def _boxes(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[bytes, int]]:
+    """Kind of each box between two positions, those inside `CONTAINERS` as well, and where what it holds begins."""
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        inside = start + 8
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, inside)
+            inside += 8
+        yield kind, inside
+        if kind in CONTAINERS:
+            yield from _boxes(data, inside, min(start + size, end))
+        if size < 8:  # the last one, which goes to the file's end, or damage
+            return
+        start += size
 
 
 class PictureFiles(Camera):

@@ -146,7 +146,8 @@ class LearnedDetector(Detector):
     Attributes:
         model: The opened model.
         score_threshold: Least score of a face; may be changed.
-        keeps_small: Whether faces smaller than `LEAST_SHARE` are given as well, as not readable; may be changed.
+        keeps_small: Whether faces smaller than `LEAST_SHARE`, and those of a crowd that get no second look else, are
+            given as well, as not readable; may be changed.
     """
 
     name = "learned"
@@ -220,7 +221,9 @@ class LearnedDetector(Detector):
         def faces(heat: FloatArray, least_side: float) -> list[Detection]:
             found, scores = decode(heat, boxes, stride, threshold, least_side)
             detections = _in_picture(found, scores, in_image, width, height)
-            return self._rescorer(image, seen, detections, self.score_threshold) if self._rescorer else detections
+            if self._rescorer is None:
+                return detections
+            return self._rescorer(image, seen, detections, self.score_threshold, whole_crowd=self.keeps_small)
 
         readable = faces(heat, least_side)
         if not self.keeps_small:

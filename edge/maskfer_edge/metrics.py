@@ -77,7 +77,7 @@ class _AskedInTime(StreamRequestHandler):
     timeout = ASKING_S
 
     def handle(self) -> None:
-        with suppress(TimeoutError):
+        with suppress(OSError):  # whoever leaves early is no news for the log
             super().handle()
 
 
@@ -115,7 +115,8 @@ class HealthCollector:
             "maskfer_output_dropped", "Frames that an output was too slow for.", labels=("output",)
         )
         for output, count in health.output_drops.items():
-            drops.add_metric((output,), count)
+            # a file's name need not be UTF-8, as metrics are
+            drops.add_metric((output.encode(errors="replace").decode(),), count)
         yield drops
 
         warnings = GaugeMetricFamily(

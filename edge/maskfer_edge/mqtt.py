@@ -173,6 +173,12 @@ class MqttOutput(Output):
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if self._online and not self._closing.is_set():
             self._note("gone", "is lost; trying to connect again, results are not sent meanwhile")
+        elif not (self._trouble or self._closing.is_set()):  # a web server's port, or one that expects TLS
+            self._note(
+                "mute",
+                "does not answer as a broker does; is the port right, or TLS expected there (mqtts://)? "
+                "Trying again, results are not sent meanwhile",
+            )
         self._online = False
 
     def _note(self, trouble: str, text: str) -> None:

@@ -110,7 +110,13 @@ class Rescorer:
         self._codes = codes_of_pixels(self._input)
 
     def __call__(
-        self, image: UInt8Array, smaller: UInt8Array, candidates: Sequence[Detection], least_score: float
+        self,
+        image: UInt8Array,
+        smaller: UInt8Array,
+        candidates: Sequence[Detection],
+        least_score: float,
+        *,
+        whole_crowd: bool = False,
     ) -> list[Detection]:
         """Give candidates scores that count what a second look says.
 
@@ -121,22 +127,24 @@ class Rescorer:
             candidates: With scores from 0 to 1, the surest first. Those of `SURE` and more keep theirs; of the others
                 those beyond `MOST_LOOKS` are left out.
             least_score: Those that end below it are left out.
+            whole_crowd: Whether those beyond `MOST_LOOKS` are looked at all the same, and given as not readable.
 
         Returns:
-            The others with their new scores, 0 to 1, the surest first and each face once.
+            The others with their new scores, 0 to 1, the readable ones before the rest, the surest first and each face
+            once.
         """
         scale = smaller.shape[1] / image.shape[1]
         looked = [found for found in candidates if found.score >= SURE]
-        for found in candidates[len(looked) : len(looked) + MOST_LOOKS]:
+        doubtful = candidates[len(looked) :]
+        for number, found in enumerate(doubtful if whole_crowd else doubtful[:MOST_LOOKS]):
             seen, box = image, found.box
             if scale < 1 and scale * CONTEXT * math.sqrt(box[2] * box[3]) >= 2 * SIDE:
                 seen, box = smaller, scaled(box, scale)
-            looked.append(Detection(found.box, combined(found.score, self.likely(surroundings(seen, box)))))
+            score = combined(found.score, self.likely(surroundings(seen, box)))
+            looked.append(Detection(found.box, score, readable=number < MOST_LOOKS))
         kept: list[Detection] = []
-        for found in sorted(looked, key=lambda found: -found.score):
-            if found.score < least_score:
-                break
-            if all(overlap(found.box, other.box) < SAME_FACE for other in kept):
+        for found in sorted(looked, key=lambda found: (not found.readable, -found.score)):
+            if found.score >= least_score and all(overlap(found.box, other.box) < SAME_FACE for other in kept):
                 kept.append(found)
         return kept
 

@@ -20,6 +20,8 @@ MOST_THREADS = 64
 DETECTORS = ("learned", "haar", "yunet")
 RUNTIMES = ("auto", "litert", "litert-builtin", "tflite-runtime")
 BROWSER_PORT, METRICS_PORT = 8090, 9090
+# No camera gives less or more; by far beyond, OpenCV's times overflow and a recording never ends.
+LEAST_FPS, MOST_FPS = 0.001, 1000
 # Frames to a detection, unless told.
 LOOKS_EVERY = 3
 
@@ -87,6 +89,8 @@ class RunSettings:
         for name, least in (("threads", 1), ("detect_every", 0), ("search_side", 64), ("retries", -1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}; received {getattr(self, name)}")
+        if self.fps and not LEAST_FPS <= self.fps <= MOST_FPS:
+            raise InputError(f"fps must be 0, or within {LEAST_FPS} and {MOST_FPS}; received {self.fps}")
         if self.threads > MOST_THREADS:
             raise InputError(f"threads must be at most {MOST_THREADS}; received {self.threads}")
         if not 0 <= self.min_confidence <= 1:

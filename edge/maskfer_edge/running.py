@@ -15,6 +15,7 @@ from maskfer_edge.addresses import address, without_secrets
 from maskfer_edge.board import Throttle
 from maskfer_edge.browser import BrowserCamera, BrowserView
 from maskfer_edge.browser_server import BrowserServer
+from maskfer_edge.camera_devices import NetworkStream
 from maskfer_edge.camera_list import pick_source
 from maskfer_edge.cameras import Camera
 from maskfer_edge.capture import Capture
@@ -117,6 +118,8 @@ def opened(
         capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
         if isinstance(camera, BrowserCamera):
             stack.callback(camera.close)  # its read ends by that alone
+        for line in _unused(settings, camera):
+            tell(line)
         if camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
@@ -193,6 +196,21 @@ def _open_camera(settings: RunSettings, server: BrowserServer | None) -> tuple[C
     camera = open_camera(settings.source, options)
     # not quiet: once other threads run, the process's stderr is no longer to be redirected
     return camera, partial(open_camera, settings.source, options) if camera.endless else None
+
+
+def _unused(settings: RunSettings, camera: Camera) -> Iterator[str]:
+    """Lines that name what was asked for in vain."""
+    by_page = isinstance(camera, BrowserCamera)
+    if settings.token and not (settings.browser or by_page):
+        yield "token has no effect without browser"
+    obeyed: tuple[str, ...] = () if by_page else ("size", "fps")
+    if camera.file:
+        obeyed = ("realtime", "loop")
+    elif isinstance(camera, NetworkStream):
+        obeyed = ("fps",)
+    asked = [name for name in ("size", "fps", "realtime", "loop") if getattr(settings, name) and name not in obeyed]
+    if asked:
+        yield f"no effect on {without_secrets(settings.source)}: {', '.join(asked)}"
 
 
 def _outputs(

@@ -62,7 +62,15 @@ def check_types(settings: Any) -> None:
 
 
 def as_toml(settings: Any) -> str:
-    """A dataclass of str, int, float and bool as TOML, that `read_settings` reads back."""
+    """A dataclass of str, int, float and bool as TOML, that `read_settings` reads back.
+
+    Raises:
+        InputError: If a text is not UTF-8, as a file's name may be, but TOML is.
+    """
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, str) and value.encode(errors="replace").decode() != value:
+            raise InputError(f"{field.name} is not UTF-8, as a settings file must be; rename the file that it names")
     # JSON writes these four kinds of values as TOML does
     return "".join(
         f"{field.name} = {json.dumps(getattr(settings, field.name), ensure_ascii=False)}\n"

@@ -97,18 +97,21 @@ class Tracker:
             frame: Number of the frame; grows from call to call.
             detections: All faces found.
         """
+        # before they are paired: a crowd has thousands of pairs
+        expected = [track.box_at(frame) for track in self._tracks]
         pairs = sorted(
             (
-                (overlap(track.box_at(frame), detection.box), t, d)
-                for t, track in enumerate(self._tracks)
+                (shared, t, d)
+                for t, box in enumerate(expected)
                 for d, detection in enumerate(detections)
+                if (shared := overlap(box, detection.box)) >= SAME_FACE
             ),
             reverse=True,
         )
         track_of: dict[int, Track] = {}
         taken: set[int] = set()
-        for shared, t, d in pairs:
-            if shared >= SAME_FACE and t not in taken and d not in track_of:
+        for _, t, d in pairs:
+            if t not in taken and d not in track_of:
                 taken.add(t)
                 track_of[d] = self._tracks[t]
         for t, track in enumerate(self._tracks):

@@ -116,3 +116,7 @@ def test_opencv_s_threads_are_as_before(no_processes, bundled):
 
 def test_a_frame_without_faces_is_no_error():
     naive_loop([Frame(np.zeros((64, 64, 3), np.uint8), 0, 0.0)], Classifier(default_model(), mirror=False))
+
+
+def test_settings_that_belong_to_an_output_do_not_stand_in_the_way(no_processes, tmp_path):
+    assert bench(RunSettings(source="demo", jsonl=str(tmp_path / "a.jsonl"), rotate_mb=1.0)).fps > 0

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ pytest.importorskip("websockets")
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 SCORES = np.array([0.05, 0.05, 0.05, 0.6, 0.1, 0.1, 0.05], np.float32)
 
 
@@ -50,7 +51,7 @@ class Site:
     def socket(self, path, **options):
         query = f"?token={self.token}" if self.token else ""
         address = f"ws://127.0.0.1:{self.server.port}{path}{query}"
-        return self.stack.enter_context(connect(address, proxy=None, open_timeout=5, close_timeout=1, **options))
+        return self.stack.enter_context(connect(address, proxy=None, open_timeout=20, close_timeout=1, **options))
 
     def viewer(self):
         """A page that watches, and that the view knows of."""
@@ -85,9 +86,9 @@ def jpeg(image):
 
 
 def wait_for(condition):
-    end = time.monotonic() + 5
+    end = time.monotonic() + 20
     while not condition():
-        assert time.monotonic() < end, "not in 5 s"
+        assert time.monotonic() < end, "not in 20 s"
         time.sleep(0.01)
 
 
@@ -100,7 +101,7 @@ def parts(message):
 def next_picture(link):
     """The next message with a picture; one without has health only."""
     while True:
-        said, data = parts(link.recv(timeout=5))
+        said, data = parts(link.recv(timeout=20))
         if data:
             return said, data
 
@@ -109,7 +110,7 @@ def closed(link):
     """Code and reason with which the server closes it."""
     with suppress(ConnectionClosed):
         while True:
-            link.recv(timeout=5)
+            link.recv(timeout=20)
     return link.close_code, link.close_reason
 
 
@@ -202,15 +203,21 @@ def test_a_wide_picture_is_made_smaller(site):
     assert jpeg_size_wh(next_picture(link)[1]) == (960, 540)
 
 
-def test_health_is_sent_once_a_second_also_without_pictures(site):
+def test_health_is_sent_once_a_second(site, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(browser, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(browser_server, "HEALTH_S", 60.0)  # none without a picture meanwhile
     link = site.viewer()
-    site.write(0)
-    first = next_picture(link)[0]
-    site.write(1)
-    second = next_picture(link)[0]
-    assert first["health"]["frames"] == 1 and second["health"] is None
+    health = []
+    for index, now[0] in enumerate((0.0, 0.9, 1.0)):
+        site.write(index)
+        health.append(next_picture(link)[0]["health"])
+    assert [said and said["frames"] for said in health] == [1, None, 3]
+
+
+def test_health_is_sent_also_without_pictures(site):
     site.meter.capture_state = lambda: (0, 1, "unplugged")
-    said, data = parts(link.recv(timeout=3))
+    said, data = parts(site.viewer().recv(timeout=20))
     assert said["result"] is None and said["health"]["lost"] == "unplugged" and not data
 
 
@@ -261,7 +268,7 @@ def test_a_viewer_that_stops_reading_stalls_nobody(site, monkeypatch):
         site.write(index)
         slowest = max(slowest, time.monotonic() - start)
         assert next_picture(watching)[0]["result"]["frame"] == index
-    assert slowest < 0.5 and time.monotonic() - began < 10
+    assert slowest < 5 and time.monotonic() - began < browser_server.SENDING_S
     assert client._sending_since and json.loads(client._slot[0])["frame"] == 119  # the newest replaces the others
 
 
@@ -318,7 +325,7 @@ def test_a_page_gets_the_results_of_its_frames(site):
     link.send(jpeg(picture()))
     site.camera.read()
     result = site.write(3)
-    assert link.recv(timeout=5) == result.to_json()
+    assert link.recv(timeout=20) == result.to_json()
 
 
 def png_of(image):
@@ -385,6 +392,18 @@ def test_a_second_sending_page_is_refused(site):
     assert site.camera.read() is not None
 
 
+def test_a_page_that_no_thread_can_be_had_for_keeps_no_other_out(site, monkeypatch):
+    class NoThread:
+        def __init__(self, **_):
+            raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as short:
+        short.setattr(browser, "threading", SimpleNamespace(Thread=NoThread))
+        closed(site.socket("/camera"))
+    site.socket("/camera").send(jpeg(picture()))
+    assert site.camera.read().image.shape == (240, 320, 3)
+
+
 def test_the_next_page_is_told_from_the_one_before_and_begins_with_its_own_picture(site):
     frames = []
     for value in (50, 200):
@@ -405,7 +424,7 @@ def test_closing_the_camera_ends_a_read_that_waits(site):
     reader = threading.Thread(target=lambda: frames.append(site.camera.read()), daemon=True)
     reader.start()
     site.camera.close()
-    reader.join(timeout=2)
+    reader.join(timeout=20)
     assert frames == [None]
 
 
@@ -429,14 +448,14 @@ def test_the_page_knows_whether_the_source_is_its_camera(site):
     assert said[0]["colours"]["Angry"] == "#d55e00"
 
 
-def test_the_server_ends_in_two_seconds_with_pages_open(site, monkeypatch):
+def test_the_server_ends_soon_with_pages_open(site, monkeypatch):
     links = [site.viewer(), site.socket("/camera")]
     wait_for(lambda: site.camera._page)
     silent = site.stack.enter_context(socket.create_connection(("127.0.0.1", site.server.port), timeout=5))
     stalled_viewer(site, monkeypatch)
     began = time.monotonic()
     site.server.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 5
     for link in links:
         assert closed(link)[0] in (1001, 1006)
     with pytest.raises(OSError, match="refused"):

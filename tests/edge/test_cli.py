@@ -250,7 +250,7 @@ def test_a_signal_ends_a_run_in_order(tmp_path, portrait, number):
         while not (lines.exists() and lines.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(number)
-        status = process.wait(timeout=2)
+        status = process.wait(timeout=30)
         err = process.stderr.read()
     assert (status, lines.read_bytes()[-1:]) == (130, b"\n"), err
     assert len(json_lines(lines.read_text())) > 0 and "stopped before the end" in err
@@ -339,7 +339,7 @@ def test_a_signal_leaves_a_whole_recording(tmp_path):
 
 
 def test_a_reader_that_goes_away_ends_the_run_silently():
-    command = [*COMMAND, *RUN_DEMO, "--jsonl", "-"]
+    command = [*COMMAND, *RUN_DEMO, "--loop", "--jsonl", "-"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
         process.stdout.close()

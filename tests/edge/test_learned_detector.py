@@ -504,8 +504,9 @@ def twice(monkeypatch):
         def __init__(self, flatbuffer, runtime, threads, name):
             asked.append((flatbuffer, threads, name))
 
-        def __call__(self, image, smaller, candidates, least_score):
+        def __call__(self, image, smaller, candidates, least_score, whole_crowd):
             asked.append((image.shape, smaller.shape, [round(found.score, 3) for found in candidates], least_score))
+            self.whole_crowd = whole_crowd
             return []
 
     def make(score):
@@ -548,3 +549,11 @@ def test_faces_of_a_smaller_copy_have_boxes_in_the_picture(detector):
     smaller = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     ((whole,), (half,)) = detector(picture), detector.find(picture, smaller)
     assert half.box == pytest.approx(whole.box, abs=2)
+
+
+@pytest.mark.parametrize("keeps_small", [False, True])
+def test_the_whole_crowd_is_looked_at_where_all_are_to_be_blurred(twice, keeps_small):
+    detect, _ = twice(0.2)
+    detect.keeps_small = keeps_small
+    detect(np.zeros((16, 32), np.uint8))
+    assert detect._rescorer.whole_crowd is keeps_small

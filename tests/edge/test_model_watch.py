@@ -184,7 +184,7 @@ def test_while_no_frame_comes_the_try_is_not_noted(store, camera, frames, monkey
         return store.state().expression.tries
 
     monkeypatch.setattr(model_watch, "IDLE_S", 0.05)
-    monkeypatch.setattr(model_watch, "LIMIT_S", 0.2)  # looked at ten times as often
+    monkeypatch.setattr(model_watch, "LIMIT_S", 4.0)  # looked at ten times as often
     monkeypatch.setattr(model_watch, "PROVED_S", 60.0)
     put(store, "new")
     seen = []

@@ -227,3 +227,22 @@ def test_the_bundled_detector_looks_twice():
     likely = Rescorer(model.rescorer).likely
     assert likely(np.full((SIDE, SIDE), 128, np.uint8)) < 0.5
     assert len(content) <= 400_000
+
+
+def test_of_a_whole_crowd_the_rest_is_looked_at_too_and_not_readable(bright):
+    many = [Detection((20 * number, 10, 10, 10), 0.7 - number / 100) for number in range(MOST_LOOKS + 5)]
+    picture = np.full((40, 600), 230, np.uint8)
+    found = bright[0](picture, picture, many, 0.1, whole_crowd=True)
+    assert bright[1].asked == len(found) == MOST_LOOKS + 5
+    assert [face.readable for face in found] == [True] * MOST_LOOKS + [False] * 5
+    assert found[:MOST_LOOKS] == bright[0](picture, picture, many, 0.1)
+
+
+def test_the_rest_of_a_crowd_hides_nothing_that_is_readable(bright):
+    picture = np.full((40, 600), 100, np.uint8)
+    many = [Detection((20 * number, 10, 10, 10), 0.7 - number / 100) for number in range(MOST_LOOKS)]
+    left, top, width, height = many[-1].box
+    picture[:, left + 6 :] = 250  # so that the one beyond ends as the surest
+    many.append(Detection((left + 4, top, width, height), 0.5))
+    found = bright[0](picture, picture, many, 0.0, whole_crowd=True)
+    assert found == bright[0](picture, picture, many, 0.0)

@@ -103,6 +103,8 @@ def test_installed_models_are_asked_for_by_their_folder(tmp_path):
         ({"runtime": "none"}, "unknown runtime 'none'; there are auto, litert"),
         ({"min_confidence": 5.0}, "min_confidence must be within 0 and 1; received 5"),
         ({"min_confidence": float("nan")}, "min_confidence must be within 0 and 1; received nan"),
+        ({"fps": 1e-6}, "fps must be 0, or within 0.001 and 1000; received 1e-06"),
+        ({"fps": 1e9}, "fps must be 0, or within 0.001 and 1000; received 1000000000.0"),
         ({"browser": "x"}, "browser must be a port or HOST:PORT, such as 8090"),
         ({"metrics": "x"}, "metrics must be a port or HOST:PORT, such as 9090"),
         ({"rotate_mb": 1.0, "jsonl": "-"}, "rotate_mb goes with a jsonl or csv file"),
@@ -117,3 +119,8 @@ def test_what_a_run_would_refuse_is_refused_at_once(wrong, message):
 def test_the_names_known_without_the_libraries_are_theirs():
     assert set(run_settings.DETECTORS) == set(detector.DETECTORS)
     assert (runtime.AUTO, *runtime.RUNTIMES) == run_settings.RUNTIMES
+
+
+def test_what_no_settings_file_can_hold_is_one_line():
+    with pytest.raises(InputError, match=r"^model is not UTF-8, as a settings file must be; rename the file"):
+        as_toml(RunSettings(model="m\udce9.tflite"))

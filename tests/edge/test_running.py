@@ -11,6 +11,7 @@ import pytest
 
 import maskfer_edge
 from maskfer_edge import running
+from maskfer_edge.camera_devices import NetworkStream, UsbCamera
 from maskfer_edge.detector import Detection, FakeDetector, overlap
 from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.results import FrameResult
@@ -134,6 +135,29 @@ def test_without_a_camera_auto_is_one_line(monkeypatch):
         run(source="auto")
 
 
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, []),
+        ({"realtime": True}, []),
+        ({"token": "sesame"}, ["token has no effect without browser"]),
+        ({"size": "640x480", "fps": 5.0, "loop": True}, ["no effect on demo: size, fps"]),
+    ],
+)
+def test_what_was_asked_for_in_vain_is_told(settings, lines):
+    told = []
+    run(told.append, **settings)
+    assert told == lines
+
+
+@pytest.mark.parametrize(("kind", "asked"), [(UsbCamera, "realtime, loop"), (NetworkStream, "size, realtime, loop")])
+def test_what_a_camera_does_not_obey_is_told(monkeypatch, video_capture, kind, asked):
+    monkeypatch.setattr(running, "open_camera", lambda source, options: kind("rtsp://me:secret@door/live"))
+    told = []
+    with opened(RunSettings("rtsp://me:secret@door/live", "640x480", 5.0, True, True, headless=True), told.append):
+        assert [line for line in told if "lost" not in line] == [f"no effect on rtsp://door/live: {asked}"]
+
+
 def test_a_lost_camera_is_opened_again(monkeypatch, lossy_camera):
     opens = []
 
@@ -170,10 +194,12 @@ def test_retries_end_at_last(monkeypatch, lossy_camera):
 
 def test_metrics_are_served_while_it_runs():
     pytest.importorskip("prometheus_client")
-    with opened(RunSettings(source="demo", headless=True, metrics="127.0.0.1:18973")) as made:
+    told = []
+    with opened(RunSettings(source="demo", headless=True, metrics="127.0.0.1:0"), told.append) as made:
         found = made.results()
         next(found)
-        text = urllib.request.urlopen("http://127.0.0.1:18973/metrics", timeout=5).read().decode()
+        port = told[0].removeprefix("metrics: port ")
+        text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         found.close()
     assert "maskfer_frames_total 1.0" in text
 

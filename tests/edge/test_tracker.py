@@ -7,7 +7,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import InputError
 from maskfer_edge.results import UNSURE
-from maskfer_edge.tracker import Tracker
+from maskfer_edge.tracker import Track, Tracker
 
 BOX = (100, 100, 50, 50)
 
@@ -301,3 +301,14 @@ def test_a_false_face_that_comes_once_is_never_shown():
     tracker = Tracker(confirm=2)
     shown = [update(tracker, frame, [face()] if frame == 2 else []) for frame in range(20)]
     assert not any(shown)
+
+
+def test_a_crowd_is_placed_once_a_detection_and_not_once_a_pair(monkeypatch):
+    placed = []
+    box_at = Track.box_at
+    monkeypatch.setattr(Track, "box_at", lambda track, frame: placed.append(track) or box_at(track, frame))
+    tracker = Tracker()
+    crowd = [Detection((60 * column, 60 * row, 50, 50), 1.0) for row in range(8) for column in range(8)]
+    for frame in range(2):
+        tracker.detected(frame, crowd)
+    assert (len(tracker.shown()), len(placed)) == (64, 64)

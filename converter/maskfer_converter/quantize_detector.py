@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,18 +20,19 @@ from maskfer_converter.keras_model import load_keras
 from maskfer_converter.quantize import LATENCY_RUNS, check_request, write_checked
 from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.decoding import read_grey
-from maskfer_edge.detector import Box, overlap
+from maskfer_edge.detector import Detection, overlap
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes
-from maskfer_edge.learned_detector import LEAST_SHARE, LearnedDetector
+from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import DETECTOR, DetectorInfo, DetectorModel, pack
 from maskfer_edge.rescorer import CANDIDATE, SIDE, surroundings
 from maskfer_edge.runtime import AUTO
+from maskfer_edge.scenes import Marks, f1_by_threshold, read_marks, scenes_info
 
 LICENCE_NOTE = (
     "Weights trained on scenes made of portraits (a public expression set, mostly of LFW) and photographs (Face Mask "
     "Detection, CC0); the landmark model that placed the masks (iBUG 300-W) excludes commercial use."
 )
+# Overlap (intersection over union) from which two boxes are of one face.
 SAME_FACE = 0.5
 # On how many scenes runtimes are compared.
 RUNTIME_SCENES = 16
@@ -141,7 +141,7 @@ def quantize_detector(
     network, _ = load_keras(keras_path, ((None, height, width, 1), shapes))
     second = None if rescorer is None else load_keras(rescorer, RESCORER_SHAPES)[0]
     progress("reading scenes")
-    training, validation, faces = _read_scenes(scenes, pictures, seed)
+    training, validation, marks = _read_scenes(scenes, pictures, seed)
     progress("converting")
     # with a black and a white picture the input covers 0 to 255 and is the pixel itself
     ends = [np.full((height, width), level, dtype=np.uint8) for level in (0, 255)]
@@ -172,10 +172,10 @@ def quantize_detector(
         ]
     if second is not None and threshold is None:
         progress("choosing the threshold")
-        info = replace(info, score_threshold=_nearly_best_threshold(exact, validation, faces))
+        info = replace(info, score_threshold=_nearly_best_threshold(exact, validation, marks))
         model, exact = replace(model, info=info), replace(exact, info=info)
     progress("comparing float and converted")
-    compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, faces)
+    compared = _compare(LearnedDetector(exact), LearnedDetector(model), validation, marks)
     checks += check_runtimes(_same_boxes(model, validation))
     checks.append(Check("finds faces on validation scenes", compared.converted_f1 > 0))
     checks += check_limits("validation scenes", compared.float_f1, compared.converted_f1, compared.agreement, limits)
@@ -197,32 +197,20 @@ def is_detector(said: dict[str, Any]) -> bool:
     return said.get("kind") == DETECTOR
 
 
-def _read_scenes(
-    scenes: Path, pictures: int, seed: int
-) -> tuple[list[UInt8Array], list[UInt8Array], list[list[tuple[bool, Box]]]]:
-    """Calibration scenes, validation scenes, and of these the boxes with whether each is judged."""
-    try:
-        held_out = json.loads(read_bytes(scenes / "scenes.json"))["validation"]
-        rows = []
-        for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
-            name, label, *sides = line.split(",")
-            x0, y0, x1, y1 = map(int, sides)
-            rows.append((name, label, (x0, y0, x1 - x0, y1 - y0)))
-    except (InputError, ValueError, KeyError, TypeError):
-        raise InputError(f"{scenes} holds no readable scenes; make them with: trainer build-scenes") from None
-    names = sorted({f"scenes/{path.name}" for path in (scenes / "scenes").glob("*.jpg")} - set(held_out))
-    if len(names) < pictures or not held_out:
+def _read_scenes(scenes: Path, pictures: int, seed: int) -> tuple[list[UInt8Array], list[UInt8Array], list[Marks]]:
+    """Calibration scenes, validation scenes, and what is known of these."""
+    held_out = set(scenes_info(scenes).get("validation", []))
+    marks = read_marks(scenes)
+    names = [name for name in marks if name not in held_out]
+    validation = [name for name in marks if name in held_out]
+    if len(names) < pictures or not validation:
         raise InputError(
             f"{scenes} has {len(names)} training scenes; {pictures} are needed, seven times --per-class: "
             "build more scenes, or give a smaller one"
         )
-    boxes: dict[str, list[tuple[bool, Box]]] = {name: [] for name in held_out}
-    for name, label, box in rows:
-        if name in boxes:
-            boxes[name].append((label != "ignore", box))
     chosen = np.random.default_rng(seed).permutation(len(names))[:pictures]
     training = [read_grey(scenes / names[i]) for i in chosen]
-    return training, [read_grey(scenes / name) for name in held_out], [boxes[name] for name in held_out]
+    return training, [read_grey(scenes / name) for name in validation], [marks[name] for name in validation]
 
 
 def _calibration_crops(model: DetectorModel, scenes: list[UInt8Array], rescorer: Path | None) -> FloatArray:
@@ -236,20 +224,12 @@ def _calibration_crops(model: DetectorModel, scenes: list[UInt8Array], rescorer:
 
 
 def _compare(
-    exact: LearnedDetector, converted: LearnedDetector, scenes: list[UInt8Array], faces: list[list[tuple[bool, Box]]]
+    exact: LearnedDetector, converted: LearnedDetector, scenes: list[UInt8Array], marks: list[Marks]
 ) -> DetectorComparison:
-    right, given = np.zeros(2), np.zeros(2)
-    wanted = shared = either = 0
-    for scene, known in zip(scenes, faces, strict=True):
-        found = [[detection.box for detection in detector(scene)] for detector in (exact, converted)]
-        judged, passed_over = _judged(known, scene.shape[0])
-        wanted += len(judged)
-        for which, boxes in enumerate(found):
-            right[which] += sum(_among(box, boxes) for box in judged)
-            given[which] += sum(_counts(box, judged, passed_over) for box in boxes)
-        shared += sum(_among(box, found[1]) for box in found[0]) + sum(_among(box, found[0]) for box in found[1])
-        either += sum(map(len, found))
-    f1 = 2 * right / np.maximum(given + wanted, 1)
+    found = [[detector(scene) for scene in scenes] for detector in (exact, converted)]
+    f1 = [f1_by_threshold(of_one, marks, scenes[0].shape[0], [0.0])[0] for of_one in found]
+    shared = sum(_shared(mine, others) + _shared(others, mine) for mine, others in zip(*found, strict=True))
+    either = sum(len(faces) for of_one in found for faces in of_one)
     agreement = shared / either if either else 1.0
     return DetectorComparison(round(float(f1[0]), 4), round(float(f1[1]), 4), round(agreement, 4), len(scenes))
 
@@ -259,49 +239,25 @@ def _same_boxes(model: DetectorModel, scenes: list[UInt8Array]) -> Callable[[str
     some = scenes[:RUNTIME_SCENES]
 
     @cache
-    def boxes_of(runtime: str) -> list[list[Box]]:
+    def found_on(runtime: str) -> list[list[Detection]]:
         detector = LearnedDetector(model, runtime)
-        return [[detection.box for detection in detector(scene)] for scene in some]
+        return [detector(scene) for scene in some]
 
     def same(runtime: str) -> bool:
-        found = [boxes_of(AUTO), boxes_of(runtime)]
-        shared = sum(_among(box, here) for usual, here in zip(*found, strict=True) for box in usual)
-        return shared >= LEAST_SAME_SHARE * max(sum(map(len, boxes)) for boxes in found)
+        found = [found_on(AUTO), found_on(runtime)]
+        shared = sum(_shared(usual, here) for usual, here in zip(*found, strict=True))
+        return shared >= LEAST_SAME_SHARE * max(sum(map(len, of_one)) for of_one in found)
 
     return same
 
 
-def _nearly_best_threshold(
-    model: DetectorModel, scenes: list[UInt8Array], faces: list[list[tuple[bool, Box]]]
-) -> float:
+def _nearly_best_threshold(model: DetectorModel, scenes: list[UInt8Array], marks: list[Marks]) -> float:
     """The lowest threshold whose F1 is nearly the best: between equals, a face that is missed weighs more."""
     detector = LearnedDetector(model, score_threshold=float(THRESHOLDS[0]))
-    right, given, wanted = np.zeros(len(THRESHOLDS)), np.zeros(len(THRESHOLDS)), 0
-    for scene, known in zip(scenes, faces, strict=True):
-        found = detector(scene)
-        judged, passed_over = _judged(known, scene.shape[0])
-        wanted += len(judged)
-        for box in judged:
-            score = max((other.score for other in found if overlap(other.box, box) >= SAME_FACE), default=0.0)
-            right += score >= THRESHOLDS
-        for detection in found:
-            if _counts(detection.box, judged, passed_over):
-                given += detection.score >= THRESHOLDS
-    f1 = 2 * right / np.maximum(given + wanted, 1)
+    f1 = f1_by_threshold(map(detector, scenes), marks, scenes[0].shape[0], THRESHOLDS)
     return float(THRESHOLDS[np.argmax(f1 >= f1.max() - NEARLY_BEST)])
 
 
-def _judged(known: list[tuple[bool, Box]], height: int) -> tuple[list[Box], list[Box]]:
-    """The faces to be found, and those of which a box is neither right nor wrong: not judged, or left out as small."""
-    least_area = (LEAST_SHARE * height) ** 2
-    judged = [box for is_judged, box in known if is_judged and box[2] * box[3] >= least_area]
-    return judged, [box for _, box in known if box not in judged]
-
-
-def _counts(box: Box, judged: list[Box], passed_over: list[Box]) -> bool:
-    """Whether a box is right or wrong, and not on a face alone of which it is neither."""
-    return _among(box, judged) or not _among(box, passed_over)
-
-
-def _among(box: Box, others: list[Box]) -> bool:
-    return any(overlap(box, other) >= SAME_FACE for other in others)
+def _shared(mine: list[Detection], others: list[Detection]) -> int:
+    """How many faces of one detector another one has as well."""
+    return sum(any(overlap(face.box, other.box) >= SAME_FACE for other in others) for face in mine)

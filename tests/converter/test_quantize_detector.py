@@ -17,6 +17,7 @@ from maskfer_edge.detector import Detection, overlap
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.learned_detector import open_learned_detector
 from maskfer_edge.model_file import load_detector_model, load_model
+from maskfer_edge.scenes import Marks
 
 pytestmark = pytest.mark.usefixtures("few_runs")
 
@@ -210,7 +211,7 @@ def test_the_threshold_is_the_lowest_that_is_nearly_best(monkeypatch, found, exp
     monkeypatch.setattr(
         module, "LearnedDetector", lambda model, score_threshold: lambda scene: [Detection(*one) for one in found]
     )
-    known = [(True, FACE), (False, UNJUDGED), (True, SMALL)]
+    known = Marks([FACE, SMALL], [UNJUDGED])
     scene = np.zeros((240, 320), np.uint8)
     assert module._nearly_best_threshold(None, [scene], [known]) == expected
 

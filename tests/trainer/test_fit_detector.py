@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.scenes import Marks
 from maskfer_trainer import fit_detector as module
 from maskfer_trainer.detector_targets import targets
 from maskfer_trainer.fit_detector import DetectorSettings, best_threshold, fit_detector
@@ -34,6 +35,12 @@ def tiny():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "build_detector", tiny_detector)
         yield
+
+
+@pytest.fixture(autouse=True)
+def eagerly(monkeypatch, run_eagerly):
+    """All but what the module's own run does, which is compiled."""
+    run_eagerly(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +218,7 @@ def test_the_threshold_is_where_f1_is_best():
     wrong = targets([false], [])
     maps[..., 0] = np.maximum(0.8 * (maps[..., 0] == 1), 0.45 * (wrong[..., 0] == 1))
     maps[..., 1:] += wrong[..., 3:]
-    scenes = SceneSet(np.zeros((2, 240, 320), np.uint8), [[face], [face]], [[], []])
+    scenes = SceneSet(np.zeros((2, 240, 320), np.uint8), [Marks([face], [])] * 2)
     f1, threshold = best_threshold(np.stack([maps, maps]), scenes)
     assert (f1, 0.45 < threshold <= 0.8) == (1.0, True)
 
@@ -219,18 +226,11 @@ def test_the_threshold_is_where_f1_is_best():
 def test_what_lies_on_an_ignored_face_is_no_false_box():
     face = (100, 60, 40, 48)
     maps = targets([face], [])[..., [0, 3, 4, 5, 6]]
-    nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [[]], [[face]])
-    assert module._match(np.array([face]), [], [face])[1].tolist() == [False]
+    nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [Marks([], [face])])
     assert best_threshold(maps[None], nothing)[0] == 0
-
-
-def test_a_second_box_on_a_face_is_false():
-    face = (100, 60, 40, 48)
-    hit, free = module._match(np.array([face, (102, 61, 40, 48)], np.float32), [face], [])
-    assert (hit.tolist(), free.tolist()) == ([0, -1], [False, True])
 
 
 def test_faces_that_the_edge_leaves_out_do_not_count():
     small = (100, 60, 14, 14)
     maps = targets([small], [])[..., [0, 3, 4, 5, 6]]
-    assert best_threshold(maps[None], SceneSet(np.zeros((1, 240, 320), np.uint8), [[small]], [[]]))[0] == 0
+    assert best_threshold(maps[None], SceneSet(np.zeros((1, 240, 320), np.uint8), [Marks([small], [])]))[0] == 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError
+from maskfer_edge.scenes import Marks
 from maskfer_trainer import scene_batches as module
 from maskfer_trainer.detector_targets import targets
 from maskfer_trainer.scene_batches import SceneSet, batches_of, lit, make_batch, moved, read_scenes
@@ -21,7 +22,7 @@ def scenes():
     faces = [[(40 + 30 * number, 50 + 15 * number, 50, 60)] for number in range(6)]
     for image, ((x, y, w, h),) in zip(images, faces, strict=True):
         image[y : y + h, x : x + w] = 220
-    return SceneSet(images, faces, [[(5, 5, 7, 7)] for _ in faces])
+    return SceneSet(images, [Marks(boxes, [(5, 5, 7, 7)]) for boxes in faces])
 
 
 @pytest.fixture
@@ -57,25 +58,15 @@ def test_scenes_are_read_with_their_faces(tmp_path):
     )
     training, validation = read_scenes(tmp_path, {"scenes/00001.jpg"})
     assert (len(training), len(validation)) == (2, 1)
-    assert validation.faces == [[(190, 125, 50, 60)]]
-    assert validation.ignored == [[(5, 5, 7, 7)]]
+    assert validation.marks == [([(190, 125, 50, 60)], [(5, 5, 7, 7)])]
     assert training.images.mean(axis=(1, 2)).tolist() == [0, 160]
 
 
-@pytest.mark.parametrize("row", ["scenes/00001.jpg,with_mask,1,1,9,9", "scenes/00000.jpg,with_mask,1,1", "x"])
-def test_damaged_scenes_are_named(tmp_path, row):
-    (tmp_path / "scenes").mkdir()
-    cv2.imwrite(str(tmp_path / "scenes/00000.jpg"), np.zeros((240, 320), np.uint8))
-    (tmp_path / "boxes.csv").write_text(f"image,label,xmin,ymin,xmax,ymax\n{row}\n")
-    with pytest.raises(InputError, match=r"is damaged.*trainer build-scenes"):
-        read_scenes(tmp_path, set())
-
-
-def test_a_scene_of_another_size_is_damage(tmp_path):
+def test_a_scene_of_another_size_is_named(tmp_path):
     (tmp_path / "scenes").mkdir()
     cv2.imwrite(str(tmp_path / "scenes/00000.jpg"), np.zeros((24, 32), np.uint8))
     (tmp_path / "boxes.csv").write_text("image,label,xmin,ymin,xmax,ymax\n")
-    with pytest.raises(InputError, match="is damaged"):
+    with pytest.raises(InputError, match=r"00000\.jpg is not of 320x240 pixels.*trainer build-scenes"):
         read_scenes(tmp_path, set())
 
 
@@ -95,7 +86,7 @@ def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
     pictures = set()
     for _ in range(20):
         for number in range(len(scenes)):
-            image, faces, ignored = moved(scenes.images[number], scenes.faces[number], [], random)
+            image, faces, ignored = moved(scenes.images[number], scenes.marks[number].faces, [], random)
             pictures.add(image.tobytes())
             bright = image > 180
             if not faces:  # pushed over the edge, mostly or wholly
@@ -236,6 +227,6 @@ def test_decoys_come_on_a_third_of_scenes(scenes, monkeypatch):
     drawn = []
     monkeypatch.setattr(module, "draw_decoys", lambda image, boxes, count, random: drawn.append(count))
     for number in range(100):
-        make_batch(scenes.images, list(zip(scenes.faces, scenes.ignored, strict=True)), (0, 0, number))
+        make_batch(scenes.images, scenes.marks, (0, 0, number))
     assert 0.3 < len(drawn) / 600 < 0.4
     assert set(drawn) == {1, 2, 3}

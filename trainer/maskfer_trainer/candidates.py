@@ -12,6 +12,7 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.detector import Box, overlap
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.rescorer import SIDE, surroundings
+from maskfer_edge.scenes import centre_within
 
 # A detector's score from which it counts, below that of a second look: more to learn from.
 LEAST_SCORE = 0.04
@@ -59,9 +60,3 @@ def find_candidates(detector: LearnedDetector, pictures: Iterable[Marked]) -> Ca
                 faces.append(shared >= FACE)
     stacked = np.stack(crops) if crops else np.empty((0, SIDE, SIDE), dtype=np.uint8)
     return Candidates(stacked, np.array(scores, dtype=np.float32), np.array(faces, dtype=bool))
-
-
-def centre_within(box: Box, other: Box) -> bool:
-    """Whether the centre of a box (left, top, width, height) lies in another one, its edges included."""
-    x, y = box[0] + box[2] / 2, box[1] + box[3] / 2
-    return other[0] <= x <= other[0] + other[2] and other[1] <= y <= other[1] + other[3]

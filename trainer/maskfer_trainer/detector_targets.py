@@ -12,8 +12,8 @@ from maskfer_edge.detector import Box
 
 # Of a scene, and of what the network sees.
 SIZE_WH = (320, 240)
-# Label of boxes in which nothing is judged. Faces whose larger side is under the smallest are such.
-IGNORED, SMALLEST = "ignore", 14.0
+# Faces whose larger side is smaller are not judged.
+SMALLEST = 14.0
 STRIDE = 8
 MAP_WH = (SIZE_WH[0] // STRIDE, SIZE_WH[1] // STRIDE)
 # A cell's heat falls off from a face's centre as a normal curve of this share of the face's side.

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
-import numpy.typing as npt
 
 from maskfer_edge.contract import FloatArray, UInt8Array
-from maskfer_edge.detector import Box, overlap
+from maskfer_edge.detector import Detection
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LEAST_SHARE, decode
-from maskfer_trainer.candidates import centre_within
+from maskfer_edge.scenes import f1_by_threshold, scenes_info
 from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.devices import describe
@@ -40,7 +37,6 @@ from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
 WARM_UP = 0.05  # share of all steps
 # Thresholds that are tried on the validation scenes.
 THRESHOLDS = tuple(round(0.2 + 0.02 * step, 2) for step in range(26))
-LEAST_OVERLAP = 0.5
 # Share of the running mean of the weights that a step leaves as it is, and after how many steps they are looked at:
 # fetching them from a GPU takes longer than a step.
 AVERAGE, AVERAGED_EVERY = 0.998, 8
@@ -168,19 +164,8 @@ def fit_detector(
         return run / "model.keras"
 
 
-def scenes_info(scenes: Path) -> dict[str, Any]:
-    """What ``scenes.json`` says. Raises InputError if `scenes` are none."""
-    try:
-        said = json.loads(read_bytes(scenes / "scenes.json"))
-    except (InputError, ValueError):
-        raise InputError(f"{scenes} holds no readable scenes.json; make it with: trainer build-scenes") from None
-    if not isinstance(said, dict):
-        raise InputError(f"{scenes / 'scenes.json'} is damaged; build the scenes again")
-    return said
-
-
 def _targets_of(scenes: SceneSet) -> FloatArray:
-    return np.stack([targets(faces, ignored) for faces, ignored in zip(scenes.faces, scenes.ignored, strict=True)])
+    return np.stack([targets(faces, ignored) for faces, ignored in scenes.marks])
 
 
 def predict_maps(model: keras.Model, images: UInt8Array) -> FloatArray:
@@ -194,37 +179,16 @@ def predict_maps(model: keras.Model, images: UInt8Array) -> FloatArray:
 
 def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
     """The best F1 over the faces of the scenes, and the threshold at which it is had; faces count as the edge's do."""
-    right, wrong, missed = (np.zeros(len(THRESHOLDS)) for _ in range(3))
-    least_side = LEAST_SHARE * SIZE_WH[1]
-    for scene, all_faces, ignored in zip(maps, scenes.faces, scenes.ignored, strict=True):
-        faces = [face for face in all_faces if face[2] * face[3] >= least_side**2]
-        smaller = [face for face in all_faces if face not in faces]
-        boxes, scores = decode(scene[..., 0], scene[..., 1:], STRIDE, THRESHOLDS[0], least_side)
-        hit, free = _match(boxes, faces, [*ignored, *smaller])
-        for place, threshold in enumerate(THRESHOLDS):
-            kept = scores >= threshold
-            found = int((hit[kept] >= 0).sum())
-            right[place] += found
-            wrong[place] += int((kept & free).sum())
-            missed[place] += len(faces) - found
-    f1 = 2 * right / np.maximum(2 * right + wrong + missed, 1)
+
+    def found(of_scene: FloatArray) -> list[Detection]:
+        boxes, scores = decode(of_scene[..., 0], of_scene[..., 1:], STRIDE, THRESHOLDS[0], LEAST_SHARE * SIZE_WH[1])
+        return [
+            Detection((left, top, width, height), score)
+            for (left, top, width, height), score in zip(
+                boxes.round().astype(int).tolist(), scores.tolist(), strict=True
+            )
+        ]
+
+    f1 = f1_by_threshold(map(found, maps), scenes.marks, SIZE_WH[1], THRESHOLDS)
     best = int(f1.argmax())
     return float(f1[best]), THRESHOLDS[best]
-
-
-def _match(
-    boxes: FloatArray, faces: list[Box], ignored: list[Box]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Of each box, the surest first, the face that it finds (-1: none), and whether it is a false one.
-
-    A second box on a face is false; one on a face that is not judged is neither right nor wrong.
-    """
-    hit = np.full(len(boxes), -1, dtype=np.int64)
-    free = np.ones(len(boxes), dtype=bool)
-    for place, sides in enumerate(boxes.round().astype(int).tolist()):
-        box = (sides[0], sides[1], sides[2], sides[3])
-        shares = [0.0 if number in hit else overlap(box, face) for number, face in enumerate(faces)]
-        if shares and max(shares) >= LEAST_OVERLAP:
-            hit[place] = int(np.argmax(shares))
-        free[place] = hit[place] < 0 and not any(centre_within(box, other) for other in ignored)
-    return hit, free

@@ -16,13 +16,12 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import load_detector_model
+from maskfer_edge.scenes import IGNORED, scenes_info
 from maskfer_trainer.augment import augment
 from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_candidates
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
-from maskfer_trainer.detector_targets import IGNORED
 from maskfer_trainer.devices import describe
-from maskfer_trainer.fit_detector import scenes_info
 from maskfer_trainer.keras_file import embed_metadata
 from maskfer_trainer.run_folder import LAST, History, RunFolder, begun, load_last, seed_dropout
 from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
@@ -197,7 +196,7 @@ def _pixels(crops: Any) -> Any:
 
 
 def _marked(scenes: SceneSet) -> Iterator[Marked]:
-    yield from zip(scenes.images, scenes.faces, scenes.ignored, strict=True)
+    yield from ((image, *marks) for image, marks in zip(scenes.images, scenes.marks, strict=True))
 
 
 def _parts(photographs: list[Photo], settings: RescorerSettings) -> Iterator[Marked]:

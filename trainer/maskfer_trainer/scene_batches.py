@@ -21,10 +21,10 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes
 from maskfer_edge.learned_detector import PADDING
+from maskfer_edge.scenes import Marks, read_marks
 from maskfer_trainer.decoys import draw_decoys
-from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST, targets
+from maskfer_trainer.detector_targets import SIZE_WH, SMALLEST, targets
 from maskfer_trainer.workers import run_in_order
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
@@ -44,9 +44,8 @@ SPOTLIT_SHARE, MOST_GAMMA = 0.5, 1.8
 FLAT_SHARE, CONTRAST = 0.3, (0.4, 0.8)
 
 Batch: TypeAlias = tuple[UInt8Array, FloatArray]
-Marks: TypeAlias = list[tuple[list[Box], list[Box]]]
 # Scenes' numbers, their marks, and what determines the changes.
-BatchTask: TypeAlias = tuple[npt.NDArray[np.int64], Marks, tuple[int, int, int]]
+BatchTask: TypeAlias = tuple[npt.NDArray[np.int64], list[Marks], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -55,48 +54,32 @@ class SceneSet:
 
     Attributes:
         images: (n, 240, 320) uint8 grey.
-        faces: Of each scene, its faces' boxes.
-        ignored: Of each scene, boxes in which nothing is judged.
+        marks: What is known of each.
     """
 
     images: UInt8Array
-    faces: list[list[Box]]
-    ignored: list[list[Box]]
+    marks: list[Marks]
 
     def __len__(self) -> int:
-        return len(self.faces)
+        return len(self.marks)
 
 
 def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
     """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
-    try:
-        return _read_scenes(scenes, held_out)
-    except (KeyError, ValueError) as error:  # a row that is cut short or names no scene, a picture of another size
-        raise InputError(f"{scenes} is damaged ({error}); make it anew with: trainer build-scenes") from error
-
-
-def _read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
-    rows: dict[str, list[tuple[str, Box]]] = {
-        f"scenes/{path.name}": [] for path in sorted((scenes / "scenes").glob("*.jpg"))
-    }
-    for line in read_bytes(scenes / "boxes.csv").decode().splitlines()[1:]:
-        name, label, *sides = line.split(",")
-        x0, y0, x1, y1 = map(int, sides)
-        rows[name].append((label, (x0, y0, x1 - x0, y1 - y0)))
+    marks = read_marks(scenes)
     parts = []
     for validation in (False, True):
-        names = [name for name in rows if (name in held_out) is validation]
+        names = [name for name in marks if (name in held_out) is validation]
         images = np.empty((len(names), *SIZE_WH[::-1]), np.uint8)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for place, image in enumerate(pool.map(read_grey, [scenes / name for name in names])):
+                if image.shape != images.shape[1:]:
+                    raise InputError(
+                        f"{scenes / names[place]} is not of {SIZE_WH[0]}x{SIZE_WH[1]} pixels; "
+                        "make the scenes anew with: trainer build-scenes"
+                    )
                 images[place] = image
-        parts.append(
-            SceneSet(
-                images,
-                [[box for label, box in rows[name] if label != IGNORED] for name in names],
-                [[box for label, box in rows[name] if label == IGNORED] for name in names],
-            )
-        )
+        parts.append(SceneSet(images, [marks[name] for name in names]))
     return parts[0], parts[1]
 
 
@@ -141,7 +124,7 @@ def _tasks(scenes: SceneSet, size: int, seed: int, epochs: range) -> Iterator[Ba
         order = np.random.default_rng((seed, epoch)).permutation(len(scenes))
         for index in range(len(scenes) // size):
             chosen = order[index * size : (index + 1) * size]
-            yield chosen, [(scenes.faces[number], scenes.ignored[number]) for number in chosen], (seed, epoch, index)
+            yield chosen, [scenes.marks[number] for number in chosen], (seed, epoch, index)
 
 
 @dataclass(frozen=True)
@@ -156,12 +139,12 @@ class _MakeBatches:
         return [make_batch(images[chosen], marks, key) for chosen, marks, key in tasks]
 
 
-def make_batch(images: UInt8Array, marks: Marks, key: tuple[int, int, int]) -> Batch:
+def make_batch(images: UInt8Array, marks: list[Marks], key: tuple[int, int, int]) -> Batch:
     """Change scenes at random.
 
     Args:
         images: (n, 240, 320) uint8 grey.
-        marks: Of each, the faces' boxes and the ignored ones.
+        marks: What is known of each.
         key: Determines the changes.
 
     Returns:

@@ -30,8 +30,9 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import folder_beside, lock
+from maskfer_edge.scenes import IGNORED
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
-from maskfer_trainer.detector_targets import IGNORED, SIZE_WH, SMALLEST
+from maskfer_trainer.detector_targets import SIZE_WH, SMALLEST
 from maskfer_trainer.draw import drawn_number, drawn_share
 from maskfer_trainer.landmarks import LandmarkPredictor
 from maskfer_trainer.masks import KINDS

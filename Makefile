@@ -43,5 +43,6 @@ $(VENV)/edge.done: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/dev.done: pyproject.toml | $(VENV)/bin/python
 	@echo "Installing TensorFlow, dlib and the tools; this takes some minutes the first time."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	# most of it is never imported; what is, is compiled then
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[dev]"
 	@touch $@ $(VENV)/edge.done

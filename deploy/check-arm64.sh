@@ -28,7 +28,7 @@ PROCESSOR=cortex-a72
 # What a workstation says of the same clip; `make demo` or `make test` makes it.
 REFERENCE=$CHECKOUT/.venv/bin
 RELEASES="bookworm trixie" ROOTS="" TESTS=yes OUT=""
-ENVIRONMENT=() CHILD="" FAILED=no
+ENVIRONMENT=() RUNNING=no BEFORE="" FAILED=no
 
 usage() {
   cat <<'END'
@@ -115,12 +115,12 @@ check_needs() {
 
 # check_apart RELEASE: in a group of processes of its own, which one signal ends.
 check_apart() {
+  BEFORE=${!:-} RUNNING=yes
   set -m
   check_release "$1" </dev/null 3>&2 >"$OUT/$1.log" 2>&1 &
-  CHILD=$!
   set +m
-  wait "$CHILD" || FAILED=yes
-  CHILD=""
+  wait "$!" || FAILED=yes
+  RUNNING=no
   remove_copies
 }
 
@@ -379,8 +379,11 @@ remove_copies() {
 stopped() {
   trap '' INT TERM HUP
   # what is installed there is thrown away: nothing is to be waited for
-  [[ -z $CHILD ]] || kill -KILL -- "-$CHILD" 2>/dev/null || true
-  [[ -z $CHILD ]] || wait "$CHILD" 2>/dev/null || true
+  # by $!, which is set as soon as there is a child: the signal may come before a line could note it
+  if [[ $RUNNING == yes && ${!:-} != "$BEFORE" ]]; then
+    kill -KILL -- "-$!" 2>/dev/null || true
+    wait "$!" 2>/dev/null || true
+  fi
   say "check-arm64.sh: stopped by SIG$1"
   exit $((128 + $(kill -l "$1")))
 }

@@ -18,7 +18,7 @@ models = "/var/lib/maskfer/models"
 
 HERE=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 WHEELS="" EXTRAS="" SERVICE=yes START=yes UNINSTALL=no KEEP_DATA=no
-UNDO=() CHANGED=no CHILD="" CHILD_MAY_BE_KILLED=no
+UNDO=() CHANGED=no RUNNING=no BEFORE="" CHILD_MAY_BE_KILLED=no
 
 usage() {
   cat <<'END'
@@ -666,13 +666,14 @@ finish() {
 interrupted() {
   trap '' INT TERM HUP
   say "install.sh: stopped by SIG$1"
-  if [[ -n $CHILD ]]; then
+  # by $!, which is set as soon as there is a child: the signal may come before a line could note it
+  if [[ $RUNNING == yes && ${!:-} != "$BEFORE" ]]; then
     if [[ $CHILD_MAY_BE_KILLED == yes ]]; then
-      kill -- "-$CHILD" 2>/dev/null || true
+      kill -- "-$!" 2>/dev/null || kill "$!" 2>/dev/null || true  # the latter while setsid has not made the group yet
     else
       say "Waiting for apt to end, so that nothing is half installed"
     fi
-    wait "$CHILD" || true
+    wait "$!" || true
   fi
   exit $((128 + $(kill -l "$1")))
 }
@@ -684,10 +685,10 @@ patient() { CHILD_MAY_BE_KILLED=no && run "$@"; }
 
 run() {
   local status=0
+  BEFORE=${!:-} RUNNING=yes
   setsid "$@" >"$WORK/log" 2>&1 </dev/null 9<&- &
-  CHILD=$!
-  wait "$CHILD" || status=$?
-  CHILD=""
+  wait "$!" || status=$?
+  RUNNING=no
   return "$status"
 }
 

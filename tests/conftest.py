@@ -237,6 +237,15 @@ def make_network() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def run_eagerly() -> Callable[[pytest.MonkeyPatch], None]:
+    """Has TensorFlow run networks as they are written: compiling a tiny one takes longer than all that it does."""
+    import keras
+
+    eager = property(lambda _: True, lambda *_: None)
+    return lambda monkeypatch: monkeypatch.setattr(keras.Model, "run_eagerly", eager)
+
+
+@pytest.fixture(scope="session")
 def save_network(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], Path]:
     """Saves a network as `trainer fit` does, in a folder of its own."""
 

@@ -24,36 +24,49 @@ if TYPE_CHECKING:
     from maskfer_converter.quantize import QuantizeReport
     from maskfer_converter.quantize_detector import DetectorReport
 
-app = make_app("Converts trained networks to self-describing TFLite files that prove themselves.")
+app = make_app("Converts trained networks to checked, self-describing TFLite files; inspects and times them.")
 
-MaxDrop = Annotated[float, typer.Option(min=0, help="Accuracy that may be lost, in points of 100.")]
-MinAgreement = Annotated[float, typer.Option(min=0, max=100, help="Pictures of 100 that both must class alike.")]
+MaxDrop = Annotated[float, typer.Option(min=0, help="Largest accuracy loss allowed, in percentage points.")]
+MinAgreement = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, help="Smallest share of pictures with the same class before and after conversion, in percent."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 WORST_LAYERS = 5
 
 
 @app.command("quantize")
 def quantize_command(
-    model: Annotated[Path, typer.Argument(help=".keras file of trainer fit or fit-detector.")],
-    calibrate: Annotated[Path, typer.Option(help="Data set of trainer build-dataset, or scenes of build-scenes.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help=".tflite to write; its .report.json goes beside it.")],
-    form: Annotated[str, typer.Option("--format", help="int8, float16, dynamic or float.")] = "int8",
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help=".keras file of trainer fit or fit-detector.")],
+    calibrate: Annotated[
+        Path, typer.Option(help="Data set (trainer build-dataset); for a detector, scenes (build-scenes).")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help=".tflite file to write; a .report.json is written beside it.")
+    ],
+    form: Annotated[str, typer.Option("--format", help="int8; or float16, dynamic, float to compare.")] = "int8",
     per_class: Annotated[int, typer.Option(min=1, help="Calibration pictures of each class.")] = 72,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of calibration pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice of calibration pictures.")] = 0,
     max_drop: MaxDrop = 0.5,
     min_agreement: MinAgreement = 97.0,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Score from which a detector believes a face; chosen unless told."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Detectors: score from which a box counts as a face. Default: chosen on the validation scenes.",
+        ),
     ] = None,
     rescorer: Annotated[
-        Path | None, typer.Option(help="A detector's second look: .keras file of trainer fit-rescorer.")
+        Path | None, typer.Option(help="Detectors: the second stage, the .keras file of trainer fit-rescorer.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Write a model that fails its checks.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
     json_: Json = False,
 ) -> None:
-    """Quantise MODEL, compare it with the float network on held-out pictures, and write it if it passes."""
+    """Convert MODEL to int8 TFLite, compare both on held-out pictures, and write it if all checks pass."""
     from maskfer_converter.checks import RefusedModelError
     from maskfer_converter.comparison import Limits
     from maskfer_converter.keras_model import says_of_itself
@@ -170,13 +183,15 @@ def _print_benchmark(found: Benchmark) -> None:
 
 @app.command("verify")
 def verify_command(
-    model: Annotated[Path, typer.Argument(help=".tflite of converter quantize that tells expressions apart.")],
-    pictures: Annotated[Path, typer.Argument(help="Data set made by trainer build-dataset.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="Expression model, a .tflite file of converter quantize.")
+    ],
+    pictures: Annotated[Path, typer.Argument(metavar="PICTURES", help="Data set made by trainer build-dataset.")],
     max_drop: MaxDrop = 0.5,
     min_agreement: MinAgreement = 97.0,
     json_: Json = False,
 ) -> None:
-    """Check MODEL, from the file alone and on the test split of PICTURES: whole, integer, runs, keeps its word."""
+    """Check MODEL again: the file itself, and its accuracy on the test split of PICTURES. Exit status 1 if it fails."""
     from maskfer_converter.comparison import Limits
     from maskfer_converter.verify import verify
 
@@ -199,8 +214,10 @@ def verify_command(
 
 
 @app.command("inspect")
-def inspect_command(model: Annotated[Path, typer.Argument(help="Any .tflite file.")], json_: Json = False) -> None:
-    """Show what MODEL says of itself, its operators and what they cost, and how each tensor is quantised."""
+def inspect_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any .tflite file.")], json_: Json = False
+) -> None:
+    """Show the metadata of MODEL, its operators and their cost, and how each tensor is quantised."""
     from maskfer_converter.inspection import inspect
 
     found = inspect(model)
@@ -265,18 +282,18 @@ def _scales(tensor: Tensor) -> str:
 @app.command("benchmark")
 def benchmark_command(
     models: Annotated[list[Path], typer.Argument(help="Any .tflite files.", metavar="MODEL...")],
-    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads; may be repeated. Default: 1.")] = None,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="Threads. May be repeated. Default: 1.")] = None,
     runtime: Annotated[
         list[str] | None,
-        typer.Option(help="litert, litert-builtin or tflite-runtime; may be repeated. Default: those that work here."),
+        typer.Option(help="litert, litert-builtin or tflite-runtime. May be repeated. Default: all that work here."),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each.")] = 300,
-    warm_up: Annotated[int, typer.Option(min=0, help="Runs of each before those.")] = 30,
+    runs: Annotated[int, typer.Option(min=1, help="Timed runs of each model.")] = 300,
+    warm_up: Annotated[int, typer.Option(min=0, help="Untimed runs of each model before that.")] = 30,
     json_: Json = False,
 ) -> None:
-    """Time MODELs side by side, in turns: median and 95th percentile, memory, and on what machine.
+    """Time MODELs in turns on this machine: median, 95th percentile, memory.
 
-    A detector's second network is timed on its own.
+    A detector's second stage is timed on its own.
     """
     from maskfer_converter.benchmark import benchmark, read_models
     from maskfer_edge.runtime import RUNTIMES

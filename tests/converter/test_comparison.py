@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskfer_converter.comparison import Limits, check_classes, check_limits, compare
+from maskfer_converter import comparison
+from maskfer_converter.comparison import Limits, check_classes, check_limits, compare, same_classes
 from maskfer_edge.dataset import PictureSet
 
 
@@ -35,3 +36,15 @@ def test_what_was_found_says_lost_or_gained():
 @pytest.mark.parametrize(("given", "passed"), [([3, 3, 3], False), ([3, 3, 4], True)])
 def test_always_the_same_class_is_found(given, passed):
     assert check_classes("p", np.array(given)).passed is passed
+
+
+@pytest.mark.parametrize(("count", "asked"), [(3, 3), (127, 64), (7178, 64)])
+def test_runtimes_are_asked_about_faces_from_first_to_last(monkeypatch, count, asked):
+    seen = []
+
+    def classifier(model, runtime):
+        return lambda face: seen.append(int(face[0, 0])) or np.eye(7)[0]
+
+    monkeypatch.setattr(comparison, "Classifier", classifier)
+    assert same_classes(None, np.tile(np.arange(count)[:, None, None], (1, 2, 2)))("auto")
+    assert (len(seen), seen[0], seen[-1]) == (asked, 0, count - 1)

@@ -203,9 +203,16 @@ def test_an_unpacked_bundle_is_root_s_alone(tmp_path):
 
 
 @needs_ansible
-@pytest.mark.parametrize("playbook", ["site.yml", "models.yml", "targets.yml"])
-def test_ansible_reads_the_playbooks(playbook):
-    command = ["ansible-playbook", "--syntax-check", "-i", "inventory.example.yml", playbook]
+def test_ansible_reads_the_playbooks():
+    command = [
+        "ansible-playbook",
+        "--syntax-check",
+        "-i",
+        "inventory.example.yml",
+        "site.yml",
+        "models.yml",
+        "targets.yml",
+    ]
     ran = subprocess.run(command, cwd=ANSIBLE, capture_output=True, text=True, timeout=120, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
@@ -362,15 +369,15 @@ def test_a_model_is_well_when_its_trial_is_over(gate, check, monkeypatch, tmp_pa
 def test_as_a_program_it_says_one_line(tmp_path):
     command = [sys.executable, ROLE / "files/gate.py", "--config", tmp_path / "maskfer.toml", "--steady", "1"]
 
-    def ran():
-        return subprocess.run([*command, "--within", "2"], capture_output=True, text=True, timeout=60, check=False)
+    def ran(within):
+        return subprocess.run([*command, "--within", within], capture_output=True, text=True, timeout=60, check=False)
 
     frames = count()
     health = Health(9.0, 120, 14.9, 2, 0.02, 3, 1, "", {}, {})
     with MetricsServer(lambda: replace(health, frames=next(frames)), 0) as server:
         (tmp_path / "maskfer.toml").write_text(f'metrics = "{server.port}"\n')
-        well = ran()
-    unwell = ran()
+        well = ran("50")
+    unwell = ran("1")
     assert (well.returncode, well.stderr) == (0, "") and well.stdout.endswith("frames, and more come\n")
-    assert (unwell.returncode, unwell.stderr) == (1, "") and unwell.stdout.startswith("not well within 2 s: http://")
+    assert (unwell.returncode, unwell.stderr) == (1, "") and unwell.stdout.startswith("not well within 1 s: http://")
     assert unwell.stdout.count("\n") == 1

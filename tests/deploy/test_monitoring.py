@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -233,7 +234,7 @@ def received(port, user, topic, writer="maskfer"):
         client.on_message = lambda client, userdata, message: messages.append(message.payload.decode())
         client.connect("127.0.0.1", port)
         client.loop_start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not refused and time.monotonic() < deadline:
             time.sleep(0.01)
         return client, refused.pop()
@@ -241,8 +242,11 @@ def received(port, user, topic, writer="maskfer"):
     sender, _ = connected(writer)
     sender.publish(topic, "hello", qos=1, retain=True).wait_for_publish(5)
     reader, no_entry = connected(user)
-    reader.subscribe(topic, qos=1)
-    time.sleep(0.3)
+    answers = threading.Semaphore(0)
+    reader.on_subscribe = lambda *_: answers.release()
+    for asked in (topic, "nothing"):  # what the first gives has come when the second is answered
+        reader.subscribe(asked, qos=1)
+        assert no_entry or answers.acquire(timeout=20)
     for client in (sender, reader):
         client.disconnect()
         client.loop_stop()

@@ -132,6 +132,16 @@ def test_an_output_that_cannot_be_made_is_refused_before_the_work(dataset, tmp_p
         evaluate(tmp_path / "missing.keras", dataset, tmp_path / "a/b")
 
 
+def test_an_output_that_cannot_be_finished_leaves_nothing(tflite_model, dataset, tmp_path, monkeypatch):
+    def draw(*_):
+        raise OutputError("No space left on device")
+
+    monkeypatch.setattr("maskfer_trainer.evaluation.draw_confusion", draw)
+    with pytest.raises(OutputError, match="No space left"):
+        evaluate(tflite_model, dataset, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["missing.keras", "missing.tflite", "missing.h5"])
 def test_a_missing_model_is_named(dataset, tmp_path, name):
     with pytest.raises(InputError, match=name):

@@ -76,6 +76,12 @@ def test_a_frame_is_2_4_face_units_wide(monkeypatch, grey, make_landmarks):
     assert face.box[2] == pytest.approx(2.4 * 0.28 * 300, abs=3)
 
 
+def test_a_frame_is_centred_on_a_symmetric_face(monkeypatch, grey, make_landmarks):
+    monkeypatch.setattr(faces, "LandmarkPredictor", lambda: lambda *_: make_landmarks(300))
+    (face,) = FaceFinder("detected")(grey)
+    assert face.box[0] + face.box[2] / 2 == 300 / 2
+
+
 @pytest.mark.parametrize(("dx", "dy"), [(37, 0), (0, 53), (120, 80)])
 def test_a_moved_face_is_found_moved_as_far(find, grey, dx, dy):
     (there,) = find(cv2.copyMakeBorder(grey, dy, 0, dx, 0, cv2.BORDER_REPLICATE))

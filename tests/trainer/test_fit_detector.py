@@ -37,9 +37,8 @@ def tiny():
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def eagerly(monkeypatch, run_eagerly):
-    """All but what the module's own run does, which is compiled."""
     run_eagerly(monkeypatch)
 
 
@@ -112,6 +111,7 @@ def test_what_is_learned_does_not_depend_on_the_processes_that_make_batches(tmp_
     assert one == pytest.approx(other, rel=1e-3)  # threads sum in another order
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     """As after a kill in the second of three epochs: last.keras is of the first."""
     longer, told = replace(SHORT, epochs=3), []
@@ -138,6 +138,7 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     assert cut == pytest.approx(whole, rel=1e-3)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_at_work_keeps_others_off(tmp_path, scenes):
     def say(said):
         if said.startswith("epoch"):
@@ -181,6 +182,7 @@ def test_settings_that_make_no_sense_are_refused(settings):
         DetectorSettings(**settings)
 
 
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_starts_from_given_weights(tmp_path, scenes, run):
     still = replace(SHORT, epochs=1, learning_rate=1e-9)
     import keras

@@ -45,16 +45,19 @@ def every_epoch_is_written(monkeypatch):
 
 
 @pytest.fixture
-def tiny_networks(monkeypatch):
+def tiny_networks(monkeypatch, run_eagerly):
     monkeypatch.setattr(fitting, "ARCHITECTURES", {"paper": tiny, "lean": tiny})
+    monkeypatch.setattr(run_folder, "draw_curves", lambda *_: None)
+    run_eagerly(monkeypatch)
 
 
 @pytest.fixture(scope="module")
-def one_epoch(tmp_path_factory, dataset):
+def one_epoch(tmp_path_factory, dataset, run_eagerly):
     """A finished run of one epoch of a tiny network. Not to be changed."""
     run = tmp_path_factory.mktemp("one-epoch") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": tiny})
+        run_eagerly(monkeypatch)
         fit(dataset, run, settings(epochs=1), verbose=0)
     return run
 
@@ -161,6 +164,7 @@ def test_the_network_that_is_kept_has_learned(monkeypatch, tmp_path, dataset):
         return keras.Model(inputs, keras.layers.Dense(7, "softmax")(keras.layers.Dense(64, "relu")(x)))
 
     monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": by_brightness})
+    monkeypatch.setattr(run_folder, "draw_curves", lambda *_: None)
     monkeypatch.setattr(run_folder, "LEAST_SECONDS", 1000.0)
     plain = settings(epochs=60, learning_rate=0.03, bare_share=1.0, augmentation=0.0, cutout=0.0, label_smoothing=0.0)
     kept = keras.models.load_model(fit(dataset, tmp_path / "run", plain, verbose=0))
@@ -366,10 +370,10 @@ def test_weight_decay_spares_batch_normalization_after_a_resume(tmp_path):
     assert changed == {"kernel"}
 
 
-def test_a_run_can_start_from_the_weights_of_another(lean_run, tmp_path, dataset):
+def test_a_run_can_start_from_the_weights_of_another(tiny_networks, one_epoch, tmp_path, dataset):
     chosen = settings(epochs=1, learning_rate=1e-12)
-    fit(dataset, tmp_path / "run", chosen, initial=lean_run / "model.keras", verbose=0)
-    started, ended = lean_run / "model.keras", best_path(tmp_path / "run")
+    fit(dataset, tmp_path / "run", chosen, initial=one_epoch / "model.keras", verbose=0)
+    started, ended = one_epoch / "model.keras", best_path(tmp_path / "run")
     first, second = (keras.models.load_model(path, compile=False) for path in (started, ended))
     for before, after in zip(first.trainable_variables, second.trainable_variables, strict=True):
         assert np.allclose(before.numpy(), after.numpy(), atol=1e-3)
@@ -532,6 +536,14 @@ def test_spreading_over_devices_is_refused_before_anything_is_made(tmp_path, dat
     assert not (tmp_path / "run").exists()
 
 
+def test_more_devices_than_validation_pictures_are_refused(tiny_networks, monkeypatch, tmp_path, dataset):
+    monkeypatch.setattr(fitting, "spread_over", lambda batch_size: [f"cpu:{k}" for k in range(48)])
+    monkeypatch.setattr(fitting, "spread", lambda devices: None)
+    with pytest.raises(InputError, match=r"^\d+ validation pictures cannot be split over 48 devices; raise valid"):
+        fit(dataset, tmp_path / "run", settings(epochs=1), distribute=True, verbose=0)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_epoch_s_figures_are_the_mean_over_its_batches(tiny_networks, monkeypatch, tmp_path, dataset):
     told, real = [], keras.Model.train_on_batch
 
@@ -564,18 +576,18 @@ def test_of_a_run_killed_while_several_epochs_are_written_the_best_is_kept(
 
     def stopped(model, path):
         saved.append(path.stem)
-        if saved.count("last") == 2:  # the first is of epoch 1, this one of epochs 2 to 5
+        if saved.count("last") == 2:  # the first is of epoch 1, this one of epochs 2 and 3
             raise Stopped
         real(model, path)
 
     runs = [tmp_path / "uncut", tmp_path / "cut"]
-    fit(dataset, runs[0], settings(epochs=5), verbose=0)
+    fit(dataset, runs[0], settings(epochs=3), verbose=0)
     monkeypatch.setattr(run_folder, "save_network", stopped)
     with pytest.raises(Stopped):
-        fit(dataset, runs[1], settings(epochs=5), verbose=0)
+        fit(dataset, runs[1], settings(epochs=3), verbose=0)
     monkeypatch.setattr(run_folder, "save_network", real)
-    fit(dataset, runs[1], settings(epochs=5), resume=True, verbose=0)
-    assert epochs(runs[1]) == [1, 2, 3, 4, 5]
+    fit(dataset, runs[1], settings(epochs=3), resume=True, verbose=0)
+    assert epochs(runs[1]) == [1, 2, 3]
     weights = [best(run).get_weights() for run in runs]
     for one, other in zip(*weights, strict=True):
         assert np.allclose(one, other, rtol=1e-3, atol=1e-4)
@@ -613,10 +625,10 @@ def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, 
     monkeypatch.setattr(run_folder, "LEAST_SECONDS", 3600.0)
     real, written = run_folder.save_network, []
     monkeypatch.setattr(run_folder, "save_network", lambda *given: written.append(given[1].stem) or real(*given))
-    fit(dataset, tmp_path / "run", settings(epochs=5), verbose=0)
+    fit(dataset, tmp_path / "run", settings(epochs=3), verbose=0)
     assert written.count("last") == 2  # the first and the last
     rows = history(tmp_path / "run")
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     held_out = held_out_of(dataset)
     judged = read_part(dataset, "masked", "train").take(held_out)
     right = best(tmp_path / "run").predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
@@ -637,8 +649,10 @@ def test_a_run_at_work_keeps_others_off(tiny_networks, monkeypatch, tmp_path, da
     assert kept == [True]
 
 
-def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_run, dataset):
-    left = tiny_run / "checkpoints/.last.1234abcd.partial.keras"
+@pytest.mark.parametrize("name", ["checkpoints/.last.1234abcd.partial.keras", "lean-0/.history.1234abcd.partial.csv"])
+def test_what_a_killed_run_left_half_written_is_removed_on_resume(tiny_run, dataset, name):
+    left = tiny_run / name
+    left.parent.mkdir(exist_ok=True)  # fit-together has a folder a network
     left.write_bytes(b"half")
     fit(dataset, tiny_run, settings(epochs=1), resume=True, verbose=0)
     assert not left.exists()

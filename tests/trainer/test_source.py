@@ -111,6 +111,16 @@ def test_stems_are_unique_within_split_and_class(tmp_path):
     assert len(stems) == len(set(stems)) == 4
 
 
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_long_names_leave_room_for_numbers_and_suffixes(tmp_path, letter):
+    long = letter * (245 // len(letter.encode()))
+    source = PhotoSource(make_folder(tmp_path / "src", [*BOTH, f"train/angry/{long}1.png", f"train/angry/{long}2.png"]))
+    stems = [photo.stem for photo in source.photographs(0) if photo.stem.startswith(letter)]
+    assert len(set(stems)) == 2
+    for stem in stems:
+        (tmp_path / f"{stem}~10+10.jpeg").touch()
+
+
 @pytest.mark.parametrize("unknown", ["train/bored", "validation/angry"])
 def test_an_unknown_folder_is_named(tmp_path, unknown):
     with pytest.raises(InputError, match=unknown.split("/")[0 if "validation" in unknown else 1]):

@@ -14,6 +14,7 @@ import pytest
 from maskfer_trainer.settings import FitSettings
 
 pytest.importorskip("jax", reason="needs JAX")
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def together(tmp_path_factory):
         }  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True,
-            check=False, timeout=280,
+            check=False, timeout=800,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return done
@@ -37,17 +38,45 @@ def together(tmp_path_factory):
 
 
 CHANGES = """
-import sys, numpy as np, jax.numpy as jnp
+import sys, cv2, jax, keras, numpy as np, jax.numpy as jnp
 from jax import random
-from maskfer_trainer.together import changed_alike, covered
+from maskfer_edge.dataset import PictureSet
+from maskfer_trainer import augment, together
+from maskfer_trainer.fit_together import _grouped
+from maskfer_trainer.settings import FitSettings
+changed_alike, covered = jax.jit(together.changed_alike), jax.jit(together.covered)
 bare = np.random.default_rng(0).integers(60, 200, (64, 48, 48)).astype(np.float32)
 masked = bare.copy(); masked[:, 26:] = 30
 pairs, key = jnp.stack([bare, masked], axis=-1), random.key(3)
-np.savez(sys.argv[1], bare=bare,
+shown = np.array([4, 7, 7, 7, 9, 9])  # which face each of six pictures shows
+six = PictureSet(np.arange(6)[:, None, None], shown, ("",) * 6)
+greys = np.tile(36 * np.arange(7, dtype=np.uint8)[:, None, None], (1, 48, 48))
+every_class = keras.layers.Dense(7, "softmax", kernel_initializer="zeros")
+teacher = keras.Sequential([keras.Input((48, 48, 1)), keras.layers.Flatten(), every_class])
+plain, shows = {"augmentation": 0.0, "cutout": 0.0, "label_smoothing": 0.0, "balance": 0.0}, {}
+for how, teachers, more in (
+    ("mixed", [], {"mixup": 1.0}), ("taught", [teacher], {"teacher_share": 0.7}),
+    ("smoothed", [], {"label_smoothing": 0.7}),
+):
+    settings = FitSettings(**{**plain, **more})
+    made = together.Together([], teachers, together.Faces(greys, greys[:, None], np.arange(7)), settings)
+    names, given = ("shown", "targets", "weights"), jax.jit(made._show)(made._data, jnp.arange(7), key)
+    shows |= {f"{how}_{name}": value for name, value in zip(names, given)}
+noise = np.random.default_rng(0).integers(40, 200, (16, 48, 48)).astype(np.uint8)
+smooth = np.stack([cv2.GaussianBlur(face, (0, 0), 2.5) for face in noise])
+def alike():  # nothing is left to chance but flips; the last that is computed, as it stays so
+    augment.DEGREES, augment.ENLARGED, augment.MOVED = (10, 10), (0.1, 0.1), (0.05, 0.05)
+    augment.CONTRAST, augment.BRIGHTNESS, augment.BLURRED, together.NOISY = (0.2, 0.2), (10, 10), 0, 0
+    here = jax.jit(lambda faces: together.changed_alike(faces, key, 1.0))(jnp.asarray(smooth, jnp.float32)[..., None])
+    faces = smooth, np.ascontiguousarray(smooth[:, :, ::-1])
+    there = [augment.augment(each, np.random.default_rng(1)).astype(np.float32) for each in faces]
+    return {"as_here": here[..., 0], "as_there": there}
+np.savez(sys.argv[1], **shows, bare=bare,
     flipped=changed_alike(pairs, key, 0.0),
     changed=changed_alike(pairs, key, 1.0), again=changed_alike(pairs, key, 1.0),
     alike=changed_alike(jnp.stack([bare, bare], axis=-1), key, 1.0),
-    covered=covered(jnp.asarray(bare), key, 0.5), uncovered=covered(jnp.asarray(bare), key, 0.0))
+    covered=covered(jnp.asarray(bare), key, 0.5), uncovered=covered(jnp.asarray(bare), key, 0.0),
+    grouped=_grouped(six, six, shown).masked[..., 0, 0], **alike())
 """
 
 
@@ -88,17 +117,39 @@ def test_some_lower_halves_are_covered_by_one_grey(changes):
         assert np.ptp(face[where]) < 1e-3
 
 
+def test_all_masks_of_a_face_are_shown(changes):
+    assert changes["grouped"].tolist() == [[0, 0, 0], [1, 2, 3], [4, 5, 4]]
+
+
+def test_faces_are_changed_as_augment_changes_them(changes):
+    as_there = np.abs(changes["as_here"] - changes["as_there"]).max(axis=(2, 3)).min(axis=0)  # mirrored or not
+    assert as_there.max() < 2  # OpenCV rounds places to 1/32 of a pixel, and pixels before light
+
+
+def test_targets_are_mixed_as_faces_are_taught_and_smoothed(changes):
+    mixed, targets, weights = (changes[f"mixed_{name}"] for name in ("shown", "targets", "weights"))
+    # face k is of grey 36 k and of class k
+    assert mixed[:, 0, 0, 0] == pytest.approx(targets @ np.arange(7) * 36, abs=0.51)
+    assert ((targets > 0.01).sum(axis=1) == 2).any()
+    assert weights == pytest.approx(np.ones(7))
+    for how in ("taught", "smoothed"):
+        assert changes[f"{how}_shown"][:, 0, 0, 0].tolist() == [36 * k for k in range(7)]
+        assert changes[f"{how}_targets"] == pytest.approx(0.3 * np.eye(7) + 0.1, abs=1e-3)
+
+
 # small, as compiling is most of the time
 TINY = """
 from maskfer_trainer.networks import ARCHITECTURES, _residual
 ARCHITECTURES["tiny"] = lambda: _residual("tiny", stem=((4, 4, 4),), blocks=((8, 2),))
 """
 
+# in one process, as loading JAX is a large part of the time, too
 TRAIN = f"""
 {TINY}
 import sys
+from dataclasses import replace
 from pathlib import Path
-from maskfer_edge.errors import OutputError
+from maskfer_edge.errors import MaskferError, OutputError
 from maskfer_trainer.fit_together import fit_together
 from maskfer_trainer.settings import FitSettings
 settings = FitSettings(epochs=2, batch_size=8, mixup=0.2, validation_share=0.2)
@@ -115,17 +166,35 @@ try: train(sys.argv[3], say=kill)
 except Killed: print("killed")
 train(sys.argv[3], resume=True)
 taught = train(sys.argv[4], teachers=first)
+print("refused:")
+data, damaged, model, out = (Path(sys.argv[place]) for place in (1, 3, 5, 6))
+(damaged / "checkpoints" / "state.npz").write_bytes(b"PK")
+small = ["tiny:0"]
+for networks, more in (
+    (["lean"], {{}}), (["leaner:0"], {{}}), (["lean:4294967296"], {{}}), ([*small, "tiny:00"], {{}}),
+    (small, {{"teachers": [model]}}), (small, {{"resume": True}}), (small, {{"out": damaged, "resume": True}}),
+    (small, {{"arch": "large"}}), (small, {{"teachers": [damaged / "tiny-0" / "model.keras"], "share": 0.3}}),
+):
+    chosen = replace(settings, arch=more.pop("arch", "lean"), validation_share=more.pop("share", 0.2))
+    try: fit_together(data, more.pop("out", out), networks, chosen, **more)
+    except MaskferError as error: print(error)
 """
 
 
 @pytest.fixture(scope="module")
-def runs(together, dataset, tmp_path_factory):
+def trained(together, dataset, keras_model, tmp_path_factory):
+    """The folders of three runs, and the lines that were said of what cannot be trained."""
     folder = tmp_path_factory.mktemp("runs")
     outs = [folder / name for name in ("straight", "killed", "taught")]
-    done = together(TRAIN, dataset, *outs)
-    assert "killed" in done.stdout
-    assert f"another run is writing {outs[1]}; name another output" in done.stdout
-    return outs
+    said, _, refused = together(TRAIN, dataset, *outs, keras_model, folder / "refused").stdout.partition("refused:\n")
+    assert "killed" in said
+    assert f"another run is writing {outs[1]}; name another output" in said
+    return outs, refused.splitlines()
+
+
+@pytest.fixture(scope="module")
+def runs(trained):
+    return trained[0]
 
 
 def weights(path):
@@ -167,46 +236,8 @@ def test_teachers_change_what_is_learned(runs):
     assert len(json.loads((taught / "run.json").read_text())["teachers_sha256"]) == 2
 
 
-GROUPED = """
-import numpy as np
-from maskfer_edge.dataset import PictureSet
-from maskfer_trainer.fit_together import _grouped
-shown = np.array([4, 7, 7, 7, 9, 9])  # which face each of six pictures shows
-masked = PictureSet(np.arange(6)[:, None, None], shown, ("",) * 6)
-print(_grouped(masked, masked, shown).masked[..., 0, 0].tolist())
-"""
-
-
-def test_all_masks_of_a_face_are_shown(together):
-    assert json.loads(together(GROUPED).stdout) == [[0, 0, 0], [1, 2, 3], [4, 5, 4]]
-
-
-REFUSED = f"""
-{TINY}
-import sys
-from pathlib import Path
-from maskfer_edge.errors import MaskferError
-from maskfer_trainer.fit_together import fit_together
-from maskfer_trainer.settings import FitSettings
-data, out, model, damaged = map(Path, sys.argv[1:])
-small = ["tiny:0"]
-for networks, more in (
-    (["lean"], {{}}), (["leaner:0"], {{}}), (["lean:4294967296"], {{}}), ([*small, "tiny:00"], {{}}),
-    (small, {{"teachers": [model]}}), (small, {{"resume": True}}), (small, {{"out": damaged, "resume": True}}),
-    (small, {{"arch": "large"}}), (small, {{"teachers": [damaged / "tiny-0" / "model.keras"], "share": 0.3}}),
-):
-    arch = more.pop("arch", "lean")
-    share = more.pop("share", 0.2)
-    settings = FitSettings(arch=arch, epochs=2, batch_size=8, mixup=0.2, validation_share=share)
-    try: fit_together(data, more.pop("out", out), networks, settings, **more)
-    except MaskferError as error: print(error)
-"""
-
-
-def test_what_cannot_be_trained_is_said_in_a_line(together, dataset, keras_model, runs, tmp_path):
-    damaged = runs[1]
-    (damaged / "checkpoints" / "state.npz").write_bytes(b"PK")
-    said = together(REFUSED, dataset, tmp_path / "out", keras_model, damaged).stdout.splitlines()
+def test_what_cannot_be_trained_is_said_in_a_line(trained):
+    runs, said = trained
     expected = [
         "'lean' names no network", "'leaner:0' names no network", "'lean:4294967296' names no network",
         "give each network once, such as lean:0", "it must be a network of trainer fit, of masked and bare faces",
@@ -217,7 +248,7 @@ def test_what_cannot_be_trained_is_said_in_a_line(together, dataset, keras_model
     assert len(said) == len(expected)
     for line, part in zip(said, expected, strict=True):
         assert part in line
-    assert not (tmp_path / "out").exists()
+    assert not (runs[0].parent / "refused").exists()
 
 
 def test_another_backend_is_refused(dataset, tmp_path, monkeypatch, capsys):

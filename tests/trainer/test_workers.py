@@ -18,7 +18,7 @@ from maskfer_edge.errors import InputError
 from maskfer_trainer import workers
 from maskfer_trainer.workers import run_here, run_in_order, run_on_cluster
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
 
 # What the worker processes import; they cannot import a test.
 TASK = """
@@ -165,7 +165,7 @@ def test_closing_early_ends_the_processes_at_once(task):
     started = time.monotonic()
     results.close()
     assert not multiprocessing.active_children()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 25  # a batch takes 50
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -225,7 +225,7 @@ def script(folder: Path):
 
 
 def wait_for_the_end_of_workers(folder: Path) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     for mark in folder.glob("pid-*"):
         while Path("/proc", mark.name[4:]).exists():
             assert time.monotonic() < deadline, "a worker is left"
@@ -384,7 +384,7 @@ def test_closing_early_frees_the_cluster(cluster, remote_task):
         next(results)
     started = time.monotonic()
     assert flat(run_on_cluster(remote_task, batches(), cluster.address, died)) == answers(*range(20))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30  # all of the first would take 100
 
 
 def test_cluster_workers_without_the_tasks_module_are_one_error(cluster, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from maskfer_trainer.checks import TEACHER, check_network, check_run
 # What Keras takes as a seed.
 MOST_SEED = 2**32 - 1
 
-app = make_app("Builds masked data sets out of bare faces, and trains and evaluates expression networks.")
+app = make_app("Puts masks on bare faces, and trains and evaluates expression networks and face detectors.")
 
 
 @app.callback()
@@ -35,41 +35,55 @@ def _trainer() -> None:
 
 @app.command("build-dataset")
 def build_dataset_command(
-    source: Annotated[Path, typer.Argument(help="Zip or folder with train/<class>/ and test/<class>/, or <class>/.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SOURCE", help="Zip or folder with train/<class>/ and test/<class>/, or <class>/ alone (split 5:1)."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--mask", help="Mask kind to use (see: trainer masks); may be given several times. Default: all."),
+        typer.Option("--mask", help="Kind of mask (trainer masks lists them). May be repeated. Default: all."),
     ] = None,
     templates: Annotated[
         list[Path] | None,
-        typer.Option("--template", help="Own mask: PNG with alpha, points in a JSON file beside it. May be repeated."),
+        typer.Option(
+            "--template", help="Your own mask: NAME.png with alpha, and NAME.json with named points. May be repeated."
+        ),
     ] = None,
     worn: Annotated[
         list[str] | None,
-        typer.Option(help="properly, under-nose or chin; may be given several times. Default: properly."),
+        typer.Option(help="How masks are worn: properly, under-nose or chin. May be repeated. Default: properly."),
     ] = None,
     variants: Annotated[int, typer.Option(help="Masked pictures of each training face; test faces get one.")] = 1,
-    fit: Annotated[str, typer.Option(help="mesh: hugs turned heads too. homography: the paper's.")] = "mesh",
-    plain: Annotated[bool, typer.Option("--plain", help="Masks as drawn: one look, no light of the picture.")] = False,
-    protocol: Annotated[
-        str, typer.Option(help="all: each picture is a face crop. detected: faces are looked for, as in the paper.")
-    ] = "all",
-    faces: Annotated[str, typer.Option(help="With detected faces: largest, or all of a picture.")] = "largest",
-    keep_bare: Annotated[bool, typer.Option(help="Copy the bare pictures too; fit and evaluate need them.")] = True,
-    ground_truth: Annotated[bool, typer.Option("--ground-truth", help="Write what each mask covers, as PNG.")] = False,
-    coco: Annotated[bool, typer.Option("--coco", help="Write boxes and mask outlines as COCO JSON.")] = False,
-    dedupe: Annotated[
-        bool, typer.Option("--dedupe", help="Leave out test pictures that stand in train, exactly or nearly.")
+    fit: Annotated[str, typer.Option(help="mesh: follows turned heads. homography: the paper's four points.")] = "mesh",
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Masks as drawn, all alike: without the picture's light, blur, grain and shadow."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the choice of masks, and of the split where there is none.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    protocol: Annotated[
+        str, typer.Option(help="all: each picture is a face crop. detected: find faces first, as the paper did.")
+    ] = "all",
+    faces: Annotated[
+        str, typer.Option(help="With --protocol detected: use the largest face of a picture, or all.")
+    ] = "largest",
+    keep_bare: Annotated[bool, typer.Option(help="Also copy the bare pictures; fit and evaluate need them.")] = True,
+    ground_truth: Annotated[
+        bool, typer.Option("--ground-truth", help="Also write what each mask covers, as PNG.")
+    ] = False,
+    coco: Annotated[bool, typer.Option("--coco", help="Also write boxes and mask outlines as COCO JSON.")] = False,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Leave out test pictures that are duplicated in train, exactly or nearly.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices, also of the split.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
     scheduler: Annotated[
-        str | None, typer.Option(help="Let the workers of this Dask scheduler do it, such as tcp://HOST:8786.")
+        str | None, typer.Option(help="Use the workers of this Dask scheduler instead, such as tcp://HOST:8786.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Put a mask on every face of SOURCE and write a data set."""
+    """Put masks on the faces of SOURCE and write a data set for fit and evaluate."""
     with extra("trainer"):
         from maskfer_trainer.builder import build_dataset, unfinished
         from maskfer_trainer.masks import KINDS
@@ -112,12 +126,16 @@ def build_dataset_command(
 
 @app.command("masks")
 def masks_command(
-    preview: Annotated[Path | None, typer.Option(help="Draw them all on a face, into this PNG.")] = None,
-    on: Annotated[Path | None, typer.Option(help="Photograph to draw them on. Default: a drawn face.")] = None,
-    templates: Annotated[list[Path] | None, typer.Option("--template", help="An own mask to show as well.")] = None,
+    preview: Annotated[Path | None, typer.Option(help="Draw all of them on a face and write this PNG.")] = None,
+    on: Annotated[
+        Path | None, typer.Option(help="Photograph of one face to draw them on. Default: a drawn face.")
+    ] = None,
+    templates: Annotated[
+        list[Path] | None, typer.Option("--template", help="Also show your own mask. May be repeated.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing preview.")] = False,
 ) -> None:
-    """List the kinds of masks, and show what they look like."""
+    """List the kinds of masks, or draw them (--preview)."""
     with extra("trainer"):
         from maskfer_trainer.contact_sheet import preview_sheet
         from maskfer_trainer.masks import KINDS
@@ -141,7 +159,7 @@ def masks_command(
 
 @app.command("networks")
 def networks_command() -> None:
-    """List the networks, with their parameters and multiply-accumulates a face."""
+    """List the networks: parameters, multiply-accumulates per face, and what each is for."""
     _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.networks import ARCHITECTURES, multiply_accumulates
@@ -158,55 +176,67 @@ def networks_command() -> None:
 
 @app.command("fit")
 def fit_command(
-    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    config: Annotated[Path | None, typer.Option(help="TOML file of the settings below; flags win.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Network, see: trainer networks. Default: lean.")] = None,
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Data set made by build-dataset.")],
+    out: Annotated[Path, typer.Option(help="Run folder to create.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file of the settings below; flags override it.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Network (trainer networks lists them). Default: lean.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the faces. Default: 30; paper: 250.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation. Default: 0.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Faces a step. Default: 128.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation. Default: 0.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Faces per step. Default: 128.")] = None,
     bare_share: Annotated[
-        float | None, typer.Option(help="Share of faces shown without mask. Default: 0.3; paper: 0.")
+        float | None, typer.Option(help="Fraction of faces shown without a mask. Default: 0.3; paper: 0.")
     ] = None,
     validation_share: Annotated[
-        float | None, typer.Option(help="Share of the training part kept for validation. Default: 0.05.")
+        float | None, typer.Option(help="Fraction of the training set kept for validation. Default: 0.05.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest. Default: 0.002; paper: 0.0005.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest learning rate. Default: 0.002; paper: 0.0005.")
+    ] = None,
     augmentation: Annotated[
-        float | None, typer.Option(help="Strength of random changes to faces, 0 to 1. Default: 1.")
+        float | None, typer.Option(help="Strength of the random changes to faces, 0 to 1. Default: 1; paper: 0.")
     ] = None,
     cutout: Annotated[
-        float | None, typer.Option(help="Share of faces with a grey patch over the lower half. Default: 0.25.")
+        float | None,
+        typer.Option(help="Fraction of faces with a grey patch over the lower half. Default: 0.25; paper: 0."),
     ] = None,
     mixup: Annotated[
-        float | None, typer.Option(help="Parameter of mixup's Beta distribution. Default: 0, none.")
+        float | None, typer.Option(help="Parameter of mixup's Beta distribution. Default: 0 (off).")
     ] = None,
     label_smoothing: Annotated[
-        float | None, typer.Option(help="Share of the target spread over all classes. Default: 0.1; paper: 0.")
+        float | None, typer.Option(help="Fraction of the target spread over all classes. Default: 0.1; paper: 0.")
     ] = None,
     balance: Annotated[
-        float | None, typer.Option(help="0: each face weighs the same; 1: each class. Default: 0.25; paper: 0.")
+        float | None,
+        typer.Option(
+            help="Weight of rare classes: 0 weighs each face the same, 1 each class. Default: 0.25; paper: 0."
+        ),
     ] = None,
     teachers: Annotated[
         list[Path] | None,
-        typer.Option("--teacher", help="Learn also from what this .keras says of the faces. May be repeated."),
+        typer.Option(
+            "--teacher", help="Also learn from this network's scores (distillation): a .keras file. May be repeated."
+        ),
     ] = None,
     teacher_share: Annotated[
-        float | None, typer.Option(help="Share of the target that teachers' scores make up. Default: 0.5.")
+        float | None, typer.Option(help="Fraction of the target that the teachers' scores make up. Default: 0.5.")
     ] = None,
     least_recall: Annotated[
-        float | None, typer.Option(help="Lift rare classes until so much of each is found. Default: 0, none lifted.")
+        float | None,
+        typer.Option(help="Boost rare classes until each has this recall on the validation set. Default: 0 (off)."),
     ] = None,
     leave_out: Annotated[
-        str | None, typer.Option(help="Part of the faces to leave out, such as 1/4, for this network to teach them.")
+        str | None,
+        typer.Option(
+            help="Part of the faces not to train on, such as 1/4, for which this network can then be a teacher."
+        ),
     ] = None,
-    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
     distribute: Annotated[
         bool, typer.Option("--distribute", help="Split each batch over all devices (KERAS_BACKEND=jax).")
     ] = False,
 ) -> None:
-    """Train a network on the faces of DATASET, with live curves in OUT/curves.png."""
+    """Train a network on DATASET; watch curves.png in the run folder, use model.keras when it is done."""
     given = dict(locals())
     _check_backend()
     _check_given(dataset, out, resume, teachers, initial)
@@ -232,21 +262,24 @@ def fit_command(
 
 @app.command("fit-together")
 def fit_together_command(
-    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Data set made by build-dataset.")],
+    out: Annotated[Path, typer.Option(help="Folder to create, with a run folder for each network.")],
     networks: Annotated[
         list[str], typer.Option("--network", help="Architecture and seed, such as lean:0. May be repeated.")
     ],
     teachers: Annotated[
-        list[Path] | None, typer.Option("--teacher", help="Learn also from what this .keras says. May be repeated.")
+        list[Path] | None,
+        typer.Option(
+            "--teacher", help="Also learn from this network's scores (distillation): a .keras file. May be repeated."
+        ),
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file of the settings of fit; flags win.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of the settings of fit; flags override it.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the faces. Default: 30.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Faces a step. Default: 128.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Highest. Default: 0.002.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what OUT holds.")] = False,
+    batch_size: Annotated[int | None, typer.Option(help="Faces per step. Default: 128.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate. Default: 0.002.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted runs in --out.")] = False,
 ) -> None:
-    """Train several networks beside each other on one GPU, all of it there (KERAS_BACKEND=jax)."""
+    """Train several networks side by side on one GPU, many times faster than fit (needs KERAS_BACKEND=jax)."""
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     _check_backend()
     if os.environ.get("KERAS_BACKEND") != "jax":
@@ -264,17 +297,18 @@ def fit_together_command(
 
 @app.command("build-scenes")
 def build_scenes_command(
-    portraits: Annotated[Path, typer.Argument(help="Folder of portraits with boxes.csv.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    portraits: Annotated[Path, typer.Argument(metavar="PORTRAITS", help="Folder of portraits with boxes.csv.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     photos: Annotated[
-        Path | None, typer.Option(help="Folder of photographs with boxes.csv; only its tuning half is used.")
+        Path | None,
+        typer.Option(help="Folder of photographs with boxes.csv, as backgrounds; only the tuning half is used."),
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="Scenes to make.")] = 6000,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of all random choices.")] = 0,
-    workers: Annotated[int, typer.Option(min=0, help="Processes; 0: one a core.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 6000,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of all random choices.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make scenes to train a face detector on: portraits, half of them masked, in PHOTOS and on drawn backgrounds."""
+    """Make training scenes for a face detector: portraits, half of them masked, pasted onto backgrounds."""
     with extra("trainer"):
         from maskfer_trainer.progress import progress_bar
         from maskfer_trainer.scenes import SceneSettings, build_scenes
@@ -293,17 +327,17 @@ def build_scenes_command(
 
 @app.command("fit-detector")
 def fit_detector_command(
-    scenes: Annotated[Path, typer.Argument(help="Scenes made by build-scenes.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    scenes: Annotated[Path, typer.Argument(metavar="SCENES", help="Scenes made by build-scenes.")],
+    out: Annotated[Path, typer.Option(help="Run folder to create.")],
     epochs: Annotated[int, typer.Option(help="Passes over the scenes.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of weights, order and changes.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Scenes a step.")] = 32,
-    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 2e-3,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that make batches; 0: one less than cores.")] = 0,
-    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of weights, order and augmentation.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Scenes per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that make batches; 0: all cores but one.")] = 0,
+    initial: Annotated[Path | None, typer.Option(help="Start from the weights of this .keras file.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
 ) -> None:
-    """Train the face detector on SCENES, with live curves in OUT/curves.png."""
+    """Train a face detector on SCENES; watch curves.png in the run folder."""
     _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fit_detector import DetectorSettings, fit_detector
@@ -315,17 +349,22 @@ def fit_detector_command(
 
 @app.command("fit-rescorer")
 def fit_rescorer_command(
-    detector: Annotated[Path, typer.Argument(help="The detector's .tflite.")],
-    scenes: Annotated[Path, typer.Argument(help="Scenes made by build-scenes.")],
-    photos: Annotated[Path, typer.Argument(help="Folder of photographs with boxes.csv; only its tuning half is used.")],
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
-    draws: Annotated[int, typer.Option(help="Parts to take of each photograph.")] = 60,
-    epochs: Annotated[int, typer.Option(help="Each of 240 batches of 256.")] = 14,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of parts, weights, order and changes.")] = 0,
-    learning_rate: Annotated[float, typer.Option(help="Highest.")] = 3e-3,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
+    detector: Annotated[Path, typer.Argument(metavar="DETECTOR", help="The detector's .tflite file.")],
+    scenes: Annotated[Path, typer.Argument(metavar="SCENES", help="Scenes made by build-scenes.")],
+    photos: Annotated[
+        Path,
+        typer.Argument(metavar="PHOTOS", help="Folder of photographs with boxes.csv; only the tuning half is used."),
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder to create.")],
+    draws: Annotated[int, typer.Option(help="Random crops of each photograph.")] = 60,
+    epochs: Annotated[int, typer.Option(help="Epochs, each of 240 batches of 256 boxes.")] = 14,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, help="Seed of crops, weights, order and augmentation.")
+    ] = 0,
+    learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
 ) -> None:
-    """Train the network that looks again at what DETECTOR finds, with live curves in OUT/curves.png."""
+    """Train the second stage of a detector: a small network that scores again what DETECTOR finds."""
     _check_backend()
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
@@ -338,18 +377,23 @@ def fit_rescorer_command(
 
 @app.command("evaluate-detector")
 def evaluate_detector_command(
-    detector: Annotated[str, typer.Argument(help="haar, learned, yunet, or a model file of the learned detector.")],
-    photos: Annotated[Path, typer.Argument(help="Folder of photographs with boxes.csv.")],
-    detector_model: Annotated[Path | None, typer.Option(help="YuNet's .onnx.")] = None,
-    half: Annotated[str, typer.Option(help="all, or the half named tuning or testing.")] = "all",
+    detector: Annotated[
+        str, typer.Argument(metavar="DETECTOR", help="haar, learned, yunet, or a .tflite file of a learned detector.")
+    ],
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder of photographs with boxes.csv.")],
+    detector_model: Annotated[Path | None, typer.Option(help="With yunet: its .onnx file.")] = None,
+    half: Annotated[str, typer.Option(help="Photographs to use: all, tuning or testing.")] = "all",
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Of the learned detector; default: the file's.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Score from which a box counts as a face (learned only). Default: the model file's."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Draw the precision-recall curve into this PNG.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Draw the precision-recall curve to this PNG.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say how many faces of PHOTOS a detector finds, masked and bare, by size, with false boxes and milliseconds."""
+    """Measure a face detector: recall by size, masked and bare, false boxes, average precision, time."""
     with extra("trainer"):
         from maskfer_edge.detector import DETECTORS, open_detector
         from maskfer_edge.learned_detector import LearnedDetector
@@ -386,21 +430,31 @@ def evaluate_detector_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    model: Annotated[Path, typer.Argument(help="A .keras of trainer fit or a .tflite of converter quantize.")],
-    dataset: Annotated[Path, typer.Argument(help="Data set made by build-dataset.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help=".keras file of trainer fit, or .tflite file of converter quantize.")
+    ],
+    dataset: Annotated[Path, typer.Argument(metavar="DATASET", help="Data set made by build-dataset.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder to make, for evaluation.json and confusion matrices.")
+        Path | None, typer.Option(help="Folder to create for evaluation.json and drawn confusion matrices.")
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror/--no-mirror", help="Ask about each face's mirror image as well, as at the edge.")
+        bool,
+        typer.Option(
+            "--mirror/--no-mirror", help="Also classify each face's mirror image (test-time flip), as the runtime does."
+        ),
     ] = True,
     through_detector: Annotated[
-        bool, typer.Option("--through-detector", help="Also place the faces in pictures, and find them as at the edge.")
+        bool,
+        typer.Option(
+            "--through-detector", help="Also place the faces in larger pictures and find them as the runtime does."
+        ),
     ] = False,
-    detector: Annotated[str | None, typer.Option(help="By which detector: learned or haar. Default: learned.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="With --through-detector: learned or haar. Default: learned.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Evaluate MODEL on the test split of DATASET, masked and bare side by side."""
+    """Evaluate MODEL on the test split of DATASET: accuracy, recall, calibration; masked and bare."""
     if detector is not None and not through_detector:
         raise InputError("--detector goes with --through-detector; give both, or neither")
     if model.suffix == ".keras":

@@ -16,7 +16,7 @@ from maskfer_edge.dataset import PARTS, PictureSet, read_pictures, record_name, 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, whole_file, write_whole
+from maskfer_edge.files import check_makeable, folder_beside, whole_file, write_whole
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.checks import check_network
@@ -110,14 +110,14 @@ def evaluate(
     Args:
         model: The network.
         dataset: Made by ``trainer build-dataset``.
-        out: Folder to make, for evaluation.json and the confusion matrices as pictures.
+        out: Folder to make, whole or not at all, for evaluation.json and the confusion matrices as pictures.
         mirror: Whether the mirror image is asked about as well, as the runtime does unless told otherwise.
         detector: Name of a detector of the runtime through which to see the faces as well; "" for none.
         progress: Takes how many faces the detector has seen, and of how many.
 
     Raises:
         InputError: If model, data set or detector cannot be used.
-        OutputError: If `out` is there already.
+        OutputError: If `out` is there already or cannot be written.
     """
     if out is not None:
         if out.exists():
@@ -147,12 +147,16 @@ def evaluate(
     )
     if out is not None:
         try:
-            out.mkdir(parents=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with folder_beside(out) as folder:
+                made = folder / out.name
+                made.mkdir()
+                write_whole(made / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+                for part, figures in evaluation.parts.items():
+                    draw_confusion(figures, f"{model.name} on {part} test faces", made / f"confusion-{part}.png")
+                made.rename(out)
         except OSError as error:
             raise OutputError(f"{out} cannot be made: {error.strerror}") from error
-        write_whole(out / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
-        for part, figures in evaluation.parts.items():
-            draw_confusion(figures, f"{model.name} on {part} test faces", out / f"confusion-{part}.png")
     return evaluation
 
 

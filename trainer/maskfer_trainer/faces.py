@@ -111,6 +111,7 @@ class FaceFinder:
 
 def _frame(landmarks: Landmarks, unit: float) -> tuple[int, int, int, int]:
     """The square that shows a face as FER2013 does."""
-    x, y = landmarks[[0, 16, 8]].mean(axis=0) - np.array((0, FRAME_UP * unit))
+    # landmarks count from pixels' middles, boxes from edges
+    x, y = landmarks[[0, 16, 8]].mean(axis=0) + 0.5 - np.array((0, FRAME_UP * unit))
     side = max(1, round(FRAME_SIDE * unit))
     return round(float(x) - side / 2), round(float(y) - side / 2), side, side

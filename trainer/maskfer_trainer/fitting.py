@@ -80,8 +80,8 @@ def fit(
         The path of model.keras.
 
     Raises:
-        InputError: If the data set cannot be used, `resume` does not fit what `run` holds, or the loss
-            becomes no number; then the last state is kept.
+        InputError: If the data set cannot be used, has fewer validation pictures than there are devices, `resume` does
+            not fit what `run` holds, or the loss becomes no number; then the last state is kept.
         OutputError: If `run` is there already and `resume` is not given.
     """
     info = dataset_info(dataset)
@@ -100,6 +100,11 @@ def fit(
         batches, validation = _batches(dataset, settings, teachers, say)
         say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
         if devices:
+            if len(validation) < len(devices):
+                raise InputError(
+                    f"{len(validation)} validation pictures cannot be split over {len(devices)} devices; "
+                    "raise validation_share"
+                )
             spread(devices)  # not before the teachers were asked: their last batch need not split evenly
             say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
             # what is judged must split evenly too

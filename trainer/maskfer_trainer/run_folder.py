@@ -131,9 +131,8 @@ def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
         raise InputError(
             f"{run} was started otherwise: {_difference(started, config)}; repeat that, or start a new run"
         )
-    for folder in (run, run / "checkpoints"):
-        for partial in folder.glob(".*.partial*"):  # of a run that was killed while it wrote
-            partial.unlink()
+    for partial in [*run.rglob(".*.partial*")]:  # of a run that was killed while it wrote
+        partial.unlink()
 
 
 def _make(run: Path, config: dict[str, Any], held: ExitStack) -> None:

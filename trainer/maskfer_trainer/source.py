@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -19,6 +20,8 @@ from maskfer_trainer.draw import drawn_share
 
 # A plain <class>/ layout is split so that one picture in six is tested on.
 TEST_SHARE = 1 / 6
+# Of the 255 bytes of a file's name: numbers and a suffix follow.
+LONGEST_STEM = 200
 
 
 @dataclass(frozen=True)
@@ -164,12 +167,15 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]:
-    """Name the pictures; two files that differ only by suffix or subfolder get different stems."""
+    """Name the pictures; two files that differ only by suffix, subfolder or a long name's end get different stems."""
     taken: set[tuple[str, int, str]] = set()
     photographs = []
     for path, split, label in found:
         # "~" and "+" number the variants and faces of one picture
-        base = stem = path.stem.replace("~", "-").replace("+", "-")
+        base = path.stem.replace("~", "-").replace("+", "-")
+        if len(os.fsencode(base)) > LONGEST_STEM:
+            base = os.fsencode(base)[:LONGEST_STEM].decode(errors="ignore")
+        stem = base
         number = 1
         while (split, label, stem.lower()) in taken:
             number += 1

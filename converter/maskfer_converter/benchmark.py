@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 
 from maskfer_edge.board import cpu_name, governor, hottest_celsius, memory_mb
-from maskfer_edge.errors import DependencyError, ModelError
+from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.model_file import FLATBUFFER_MARK, strip, unpack_detector
+from maskfer_edge.model_file import FLATBUFFER_IDENTIFIER, strip, unpack_detector
 from maskfer_edge.runtime import RUNTIMES, open_interpreter
 
 # Models take turns of so many runs: short against what changes in the machine, long against what a switch costs.
-TURN = 10
+RUNS_PER_TURN = 10
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,9 @@ def benchmark(
         ModelError: If the runtime refuses a model.
         DependencyError: If none of the runtimes works here.
     """
+    for runtime in runtimes:
+        if runtime not in RUNTIMES:
+            raise InputError(f"unknown runtime {runtime!r}; give one of {', '.join(RUNTIMES)}")
     missing: dict[str, str] = {}
     opened = []
     for name, content in models.items():
@@ -122,7 +125,7 @@ def read_models(paths: Sequence[Path]) -> dict[str, bytes]:
     models = {}
     for path in paths:
         models[str(path)] = content = read_bytes(path)
-        if content[4:8] != FLATBUFFER_MARK:
+        if content[4:8] != FLATBUFFER_IDENTIFIER:
             raise ModelError(f"{path} is not a TFLite model")
         with suppress(ModelError):
             if rescorer := unpack_detector(content, str(path)).rescorer:
@@ -136,7 +139,7 @@ def _median_p95(milliseconds: list[float]) -> tuple[float, float]:
 
 
 def time_in_turns(interpreters: Sequence[Any], runs: int, warm_up: int) -> list[list[float]]:
-    """Milliseconds of `runs` runs of each interpreter, in turns of `TURN`, after `warm_up` runs of each."""
+    """Milliseconds of `runs` runs of each interpreter, in turns of `RUNS_PER_TURN`, after `warm_up` runs of each."""
     for interpreter in interpreters:
         fill_inputs(interpreter)
         try:
@@ -147,7 +150,7 @@ def time_in_turns(interpreters: Sequence[Any], runs: int, warm_up: int) -> list[
     times: list[list[float]] = [[] for _ in interpreters]
     while len(times[-1]) < runs:
         for interpreter, of_one in zip(interpreters, times, strict=True):
-            for _ in range(min(TURN, runs - len(of_one))):
+            for _ in range(min(RUNS_PER_TURN, runs - len(of_one))):
                 started = time.perf_counter()
                 interpreter.invoke()
                 of_one.append((time.perf_counter() - started) * 1000)
@@ -168,26 +171,26 @@ def memory_of(flatbuffer: bytes, runtime: str) -> float:
     Raises ModelError if the process dies of it.
     """
     context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
+    receiver, sender = context.Pipe()
     # not a Pool: it waits for ever for a process that has died
-    process = context.Process(target=_growth, args=(flatbuffer, runtime, theirs), daemon=True)
+    process = context.Process(target=_growth, args=(flatbuffer, runtime, sender), daemon=True)
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        grown: float = ours.recv()
+        growth: float = receiver.recv()
     except EOFError:
         raise ModelError(
             f"a process that ran the model on {runtime} has died; free some memory, or leave it out"
         ) from None
     finally:
         process.join()
-    return grown
+    return growth
 
 
-def _growth(flatbuffer: bytes, runtime: str, answer: Connection) -> None:
+def _growth(flatbuffer: bytes, runtime: str, sender: Connection) -> None:
     importlib.import_module(RUNTIMES[runtime][0])
     before = memory_mb()
     interpreter = open_interpreter(flatbuffer, runtime)
     fill_inputs(interpreter)
     interpreter.invoke()
-    answer.send(round(memory_mb() - before, 2))
+    sender.send(round(memory_mb() - before, 2))

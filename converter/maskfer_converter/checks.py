@@ -78,16 +78,16 @@ def check_graph(graph: Graph, form: str, shapes_in_out: Shapes = (FACE_IN, SCORE
         shapes_in_out: Of the one input and of the outputs, which may come in any order.
     """
     inputs, outputs = ([graph.tensors[i].shape for i in ends] for ends in (graph.inputs, graph.outputs))
-    as_agreed = inputs == [shapes_in_out[0]] and sorted(outputs) == sorted(shapes_in_out[1:])
+    as_expected = inputs == [shapes_in_out[0]] and sorted(outputs) == sorted(shapes_in_out[1:])
     custom = [operator.name for operator in graph.operators if operator.custom]
     oldest = ".".join(map(str, OLDEST_RUNTIME))
     checks = [
-        Check("input and outputs of the contract's shapes", as_agreed, "" if as_agreed else f"{inputs}, {outputs}"),
+        Check("input and outputs of the contract's shapes", as_expected, "" if as_expected else f"{inputs}, {outputs}"),
         Check("no custom or Flex operator", not custom, ", ".join(custom)),
         Check(
             f"operators that TFLite {oldest} has",
             bool(graph.min_runtime) and _version(graph.min_runtime) <= OLDEST_RUNTIME,
-            f"since {graph.min_runtime}" if graph.min_runtime else "not said",
+            f"since {graph.min_runtime}" if graph.min_runtime else "not stated",
         ),
     ]
     return checks + (_integer_checks(graph) if form == INT8 else [_weights_check(graph, form)])
@@ -101,11 +101,11 @@ def _integer_checks(graph: Graph) -> list[Check]:
     floating = [tensor.short_name for tensor in graph.tensors if "FLOAT" in tensor.dtype or "COMPLEX" in tensor.dtype]
     first = graph.tensors[graph.inputs[0]]
     pixel = (first.dtype, first.scales, first.zero_points) == ("UINT8", (1.0,), (0,))
-    shared = []
+    per_tensor = []
     for operator in graph.operators:
         weights = graph.weights_of(operator)
         if weights is not None and len(weights.scales) != weights.shape[weights.axis]:
-            shared.append(weights.short_name)
+            per_tensor.append(weights.short_name)
     return [
         Check("integers throughout", not floating, _some(floating, "floating point")),
         Check(
@@ -113,18 +113,18 @@ def _integer_checks(graph: Graph) -> list[Check]:
             pixel,
             "" if pixel else f"{first.dtype}, scale {first.scales}, zero point {first.zero_points}",
         ),
-        Check("weights per channel", not shared, _some(shared, "one scale for all channels")),
+        Check("weights per channel", not per_tensor, _some(per_tensor, "one scale for all channels")),
     ]
 
 
 def _weights_check(graph: Graph, form: str) -> Check:
-    wanted = WEIGHTS_OF[form]
-    kinds = {
+    expected = WEIGHTS_OF[form]
+    dtypes = {
         tensor.dtype
         for tensor in graph.tensors
         if np.prod(tensor.shape) >= SMALL_WEIGHTS and tensor.bytes and tensor.dtype != "INT32"
     }
-    return Check(f"weights are {wanted}", kinds <= {wanted}, ", ".join(sorted(kinds)))
+    return Check(f"weights are {expected}", dtypes <= {expected}, ", ".join(sorted(dtypes)))
 
 
 def _some(names: list[str], what: str) -> str:
@@ -135,7 +135,7 @@ def check_runtimes(run: Callable[[str], bool]) -> list[Check]:
     """Run a model on each TFLite runtime that works here; those that do not are named and pass.
 
     Args:
-        run: Opens the model on a runtime, runs it, and says whether it answers as on the usual one.
+        run: Opens the model on a runtime, runs it, and tells whether its outputs are those of the usual one.
     """
     checks = []
     for runtime in RUNTIMES:

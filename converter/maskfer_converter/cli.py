@@ -13,9 +13,11 @@ import typer
 
 from maskfer_edge.command_line import make_app, print_json, print_result, run_app, say
 from maskfer_edge.contract import LABELS
+from maskfer_edge.dataset import dataset_info
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.quiet import quiet_native_libraries
+from maskfer_edge.scenes import scenes_info
 
 if TYPE_CHECKING:
     from maskfer_converter.benchmark import Benchmark
@@ -69,36 +71,44 @@ def quantize_command(
     """Convert MODEL to int8 TFLite, compare both on held-out pictures, and write it if all checks pass."""
     from maskfer_converter.checks import RefusedModelError
     from maskfer_converter.comparison import Limits
-    from maskfer_converter.keras_model import says_of_itself
+    from maskfer_converter.keras_model import RESCORER, read_metadata
     from maskfer_converter.quantize import check_request, quantize, report_path
-    from maskfer_converter.quantize_detector import is_detector, quantize_detector
+    from maskfer_converter.quantize_detector import check_rescorer, is_detector, quantize_detector
 
-    refused = None
+    refusal = None
     limits = Limits(max_drop, min_agreement)
     check_request(form, out, overwrite, [model, rescorer])
-    said = says_of_itself(model)
-    with _steps() as progress, quiet_native_libraries():
+    metadata = read_metadata(model)
+    if metadata.get("kind") == RESCORER:
+        raise InputError(
+            f"{model} is a rescorer; give it by --rescorer, and as MODEL the .keras of trainer fit-detector"
+        )
+    if not is_detector(metadata) and (rescorer is not None or threshold is not None):
+        raise InputError(f"{model} is no detector; --rescorer and --threshold are for detectors")
+    if rescorer is not None:
+        check_rescorer(rescorer)
+    # before TensorFlow is loaded
+    (scenes_info if is_detector(metadata) else dataset_info)(calibrate)
+    with _progress_status() as progress, quiet_native_libraries():
         common: dict[str, Any] = {"force": force, "overwrite": overwrite, "progress": progress}
         report: QuantizeReport | DetectorReport
         try:
-            if is_detector(said):
+            if is_detector(metadata):
                 pictures = per_class * len(LABELS)
                 report = quantize_detector(
-                    model, calibrate, out, said, form, pictures, seed, limits,
+                    model, calibrate, out, metadata, form, pictures, seed, limits,
                     threshold=threshold, rescorer=rescorer, **common,
                 )  # fmt: skip
-            elif rescorer is not None or threshold is not None:
-                raise InputError(f"{model} is no detector; --rescorer and --threshold are for detectors")
             else:
                 report = quantize(model, calibrate, out, form, per_class, seed, limits, **common)
         except RefusedModelError as error:
-            refused, report = error, cast("QuantizeReport | DetectorReport", error.report)
+            refusal, report = error, cast("QuantizeReport | DetectorReport", error.report)
     if json_:
         print_json(report)
     else:
         _print_report(report)
-    if refused:
-        raise refused
+    if refusal:
+        raise refusal
     if not json_:
         print_result(f"\nwrote {out} and {report_path(out)}")
     if report.failed:
@@ -106,7 +116,7 @@ def quantize_command(
 
 
 @contextmanager
-def _steps() -> Iterator[Callable[[str], None]]:
+def _progress_status() -> Iterator[Callable[[str], None]]:
     """Shows the step at work on the terminal, if stderr is one; gives a function that takes the step's name."""
     if not sys.stderr.isatty():
         yield lambda step: None
@@ -165,9 +175,9 @@ def _print_checks(checks: list[Check]) -> None:
 
 
 def _print_benchmark(found: Benchmark) -> None:
-    where = [f"{found.cores} cores", f"governor {found.governor}" if found.governor else ""]
-    where.append(f"{found.celsius:.0f} °C" if found.celsius is not None else "")
-    print_result(f"{found.cpu}, {', '.join(filter(None, where))}")
+    conditions = [f"{found.cores} cores", f"governor {found.governor}" if found.governor else ""]
+    conditions.append(f"{found.celsius:.0f} °C" if found.celsius is not None else "")
+    print_result(f"{found.cpu}, {', '.join(filter(None, conditions))}")
     width = max(len(timing.model) for timing in found.timings)
     print_result(
         f"{'model':{width}}  {'runtime':15}{'threads':>8}{'median ms':>11}{'p95 ms':>9}{'memory MB':>11}{'kB':>8}"
@@ -237,7 +247,8 @@ def inspect_command(
     _print_graph(found.graph)
     if found.rescorer:
         print_result(
-            f"\nrescorer: {found.rescorer.multiply_accumulates / 1e6:.1f} M multiply-accumulates a second look"
+            f"\nrescorer: {found.rescorer.multiply_accumulates / 1e6:.1f} M multiply-accumulates "
+            "per box of the second stage"
         )
         _print_graph(found.rescorer)
 

@@ -19,7 +19,7 @@ from maskfer_edge.runtime import AUTO
 
 Classes = npt.NDArray[np.int64]
 # On how many faces runtimes are compared, and the share on which they must agree.
-RUNTIME_FACES, LEAST_SAME_SHARE = 64, 0.75
+RUNTIME_FACES, MIN_RUNTIME_AGREEMENT = 64, 0.75
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def classes_by_keras(network: Any, images: UInt8Array) -> Classes:
-    """Class of each face by a Keras network, its mirror image asked about as well."""
+    """Class of each face by a Keras network, the mean with its mirror image."""
     faces = images[..., None].astype(np.float32)
     scores: FloatArray = sum(network.predict(view, batch_size=256, verbose=0) for view in (faces, faces[:, :, ::-1]))
     return np.asarray(scores.argmax(axis=1))
@@ -72,24 +72,24 @@ def same_classes(model: Model, images: UInt8Array) -> Callable[[str], bool]:
     A few may differ, as runtimes round differently where two classes are nearly even.
     """
     # spread over all of them, which come by class
-    some = images[np.linspace(0, len(images) - 1, min(RUNTIME_FACES, len(images))).astype(int)]
+    sample = images[np.linspace(0, len(images) - 1, min(RUNTIME_FACES, len(images))).astype(int)]
 
     @cache
     def classes(runtime: str) -> Classes:
-        return classes_by_file(Classifier(model, runtime), some)
+        return classes_by_file(Classifier(model, runtime), sample)
 
-    return lambda runtime: bool(np.mean(classes(AUTO) == classes(runtime)) >= LEAST_SAME_SHARE)
+    return lambda runtime: bool(np.mean(classes(AUTO) == classes(runtime)) >= MIN_RUNTIME_AGREEMENT)
 
 
 def compare(by_float: Classes, by_converted: Classes, pictures: PictureSet) -> Comparison:
     """Compare the classes that two networks gave to `pictures`."""
-    right = [by_float == pictures.labels, by_converted == pictures.labels]
+    correct = [by_float == pictures.labels, by_converted == pictures.labels]
     recall: dict[str, tuple[float, float] | None] = {}
     for index, label in enumerate(LABELS):
         of_class = pictures.labels == index
-        both = [round(float(of[of_class].mean()), 4) if of_class.any() else 0.0 for of in right]
+        both = [round(float(of[of_class].mean()), 4) if of_class.any() else 0.0 for of in correct]
         recall[label] = (both[0], both[1]) if of_class.any() else None
-    of_float, of_converted, agreement = (round(float(of.mean()), 4) for of in (*right, by_float == by_converted))
+    of_float, of_converted, agreement = (round(float(of.mean()), 4) for of in (*correct, by_float == by_converted))
     return Comparison(of_float, of_converted, agreement, len(pictures), recall)
 
 
@@ -105,7 +105,7 @@ def check_limits(
     ]
 
 
-def check_classes(part: str, given: Classes) -> Check:
-    """Check that a model does not always say the same."""
-    count = len(np.unique(given))
+def check_classes(part: str, predicted: Classes) -> Check:
+    """Check that a model does not always predict one class."""
+    count = len(np.unique(predicted))
     return Check(f"{part}: more than one class given", count > 1, f"{count} given")

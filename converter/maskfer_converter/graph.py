@@ -8,7 +8,7 @@ from typing import Any
 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import ModelError
-from maskfer_edge.model_file import FLATBUFFER_MARK, REMEDY
+from maskfer_edge.model_file import FLATBUFFER_IDENTIFIER, REMEDY
 
 WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
 
@@ -103,22 +103,23 @@ def read_graph(flatbuffer: bytes, name: str) -> Graph:
     """
     with extra("converter"):
         from ai_edge_litert import schema_py_generated as schema
-    if flatbuffer[4:8] != FLATBUFFER_MARK:
+    if flatbuffer[4:8] != FLATBUFFER_IDENTIFIER:
         raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
     try:
         model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(flatbuffer, 0))
-        (subgraph,) = model.subgraphs
+        subgraph, *others = model.subgraphs
         tensors = tuple(_tensor(t, model, _names(schema.TensorType)) for t in subgraph.tensors)
         names = _names(schema.BuiltinOperator)
         operators = tuple(
             _operator(op, model.operatorCodes[op.opcodeIndex], names, tensors) for op in subgraph.operators
         )
-        said = {bytes(m.name).decode(): bytes(model.buffers[m.buffer].data) for m in model.metadata or ()}
+        metadata = {bytes(m.name).decode(): bytes(model.buffers[m.buffer].data) for m in model.metadata or ()}
         inputs, outputs = tuple(map(int, subgraph.inputs)), tuple(map(int, subgraph.outputs))
     except Exception as error:  # damaged buffers lead to errors of many kinds
-        reason = " ".join(str(error).split())[:120]
-        raise ModelError(f"{name} is damaged, or has several subgraphs: {reason}") from error
-    return Graph(tensors, operators, inputs, outputs, said.get("min_runtime_version", b"").rstrip(b"\0").decode())
+        raise ModelError(f"{name} is cut short or damaged; copy or convert it again") from error
+    if others:
+        raise ModelError(f"{name} has {1 + len(others)} subgraphs; give a model of one, without control flow")
+    return Graph(tensors, operators, inputs, outputs, metadata.get("min_runtime_version", b"").rstrip(b"\0").decode())
 
 
 def _names(enumeration: Any) -> dict[int, str]:
@@ -129,14 +130,14 @@ def _tensor(tensor: Any, model: Any, types: dict[int, str]) -> Tensor:
     def plain(values: Any, kind: type) -> tuple[Any, ...]:
         return () if values is None else tuple(kind(value) for value in values)
 
-    said, data = tensor.quantization, model.buffers[tensor.buffer].data
+    quantization, data = tensor.quantization, model.buffers[tensor.buffer].data
     return Tensor(
         bytes(tensor.name).decode(errors="replace"),
         types[tensor.type],
         plain(tensor.shape, int),
-        plain(said.scale, float) if said else (),
-        plain(said.zeroPoint, int) if said else (),
-        int(said.quantizedDimension) if said else 0,
+        plain(quantization.scale, float) if quantization else (),
+        plain(quantization.zeroPoint, int) if quantization else (),
+        int(quantization.quantizedDimension) if quantization else 0,
         0 if data is None else len(data),
     )
 

@@ -20,7 +20,7 @@ class Inspection:
     Attributes:
         model: Its path.
         bytes: Its size.
-        metadata: What it says of itself; None if it is no whole file of maskfer's.
+        metadata: Its own; None if it is no whole file of maskfer's.
         why: Why there is no metadata; "" if there is.
         graph: Operators and tensors.
         multiply_accumulates: Of one pass.

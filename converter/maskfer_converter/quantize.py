@@ -33,7 +33,7 @@ from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import CROP_MARGINS
 from maskfer_edge.dataset import PARTS, dataset_info, read_pictures, split_records
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_free, whole_file, write_whole
+from maskfer_edge.files import atomic_file, check_writable, write_atomically
 from maskfer_edge.model_file import Model, ModelInfo, pack
 
 LICENCE_NOTE = (
@@ -115,7 +115,7 @@ def quantize(
     limits = limits or Limits()
     check_request(form, out, overwrite, [keras_path])
     info = dataset_info(dataset)
-    network, said = load_keras(keras_path)
+    network, metadata = load_keras(keras_path)
     progress("reading pictures")
     calibration = calibration_pictures(dataset, per_class, seed)
     records = split_records(dataset, "test")
@@ -125,16 +125,16 @@ def quantize(
     graph = read_graph(flatbuffer, str(out))
     counts = calibration.counts if form == INT8 else {}
     model_info = ModelInfo(
-        architecture=said.get("architecture", network.name),
+        architecture=metadata.get("architecture", network.name),
         crop_margins=CROP_MARGINS,
         training_data={
-            "name": said.get("dataset", info["name"]),
-            "sha256": said.get("dataset_sha256", "unknown"),
-            "pictures": said.get("training_pictures", 0),
+            "name": metadata.get("dataset", info["name"]),
+            "sha256": metadata.get("dataset_sha256", "unknown"),
+            "pictures": metadata.get("training_pictures", 0),
         },
         accuracy={},
         quantization={"format": form, "calibration": counts, "seed": seed, "dataset_sha256": info["sha256"]},
-        licence_note=LICENCE_NOTE.format(name=said.get("dataset", info["name"])),
+        licence_note=LICENCE_NOTE.format(name=metadata.get("dataset", info["name"])),
     )
     model = Model(flatbuffer, model_info, str(out))
     progress("comparing float and converted")
@@ -142,15 +142,15 @@ def quantize(
     faces = pictures["masked"].images
     comparison, checks = {}, check_graph(graph, form) + check_runtimes(same_classes(model, faces))
     for part, of_part in pictures.items():
-        name, given = f"{part} test", classes_by_file(classifier, of_part.images)
-        compared = comparison[name] = compare(classes_by_keras(network, of_part.images), given, of_part)
+        name, predicted = f"{part} test", classes_by_file(classifier, of_part.images)
+        compared = comparison[name] = compare(classes_by_keras(network, of_part.images), predicted, of_part)
         checks += check_limits(name, compared.float_accuracy, compared.converted_accuracy, compared.agreement, limits)
-        checks.append(check_classes(name, given))
+        checks.append(check_classes(name, predicted))
     layers = []
     if form == INT8:
         progress("looking for the worst layers")
-        some = faces[np.linspace(0, len(faces) - 1, min(NOISE_FACES, len(faces))).astype(int)]
-        layers = layer_noise(convert(network, FLOAT, calibration.pictures), flatbuffer, some)
+        sample = faces[np.linspace(0, len(faces) - 1, min(NOISE_FACES, len(faces))).astype(int)]
+        layers = layer_noise(convert(network, FLOAT, calibration.pictures), flatbuffer, sample)
     content = pack(flatbuffer, replace(model_info, accuracy={p: recorded(c, form) for p, c in comparison.items()}))
     progress("timing")
     latency = benchmark({str(out): content}, runs=LATENCY_RUNS)
@@ -184,10 +184,10 @@ def check_request(form: str, out: Path, overwrite: bool, networks: Sequence[Path
     if out.is_file() and os.path.realpath(out) in {os.path.realpath(path) for path in networks if path is not None}:
         other = "" if out.suffix == ".tflite" else f": -o {out.with_suffix('.tflite')}"
         raise OutputError(f"{out} is the network itself; name another file{other}")
-    check_free(out, overwrite)
+    check_writable(out, overwrite)
     if out.suffix != ".tflite":
         raise OutputError(f"{out} must end in .tflite")
-    check_free(report_path(out), overwrite)
+    check_writable(report_path(out), overwrite)
 
 
 def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwrite: bool) -> None:
@@ -200,9 +200,9 @@ def write_checked(out: Path, content: bytes, report: Any, *, force: bool, overwr
     if report.failed and not force:
         raise RefusedModelError(report)
     # the report is there last: one beside another model, after a power cut, says so by its sha256
-    with whole_file(report_path(out), overwrite) as partial_report:
+    with atomic_file(report_path(out), overwrite) as partial_report:
         partial_report.write_text(json.dumps(asdict(report), indent=2) + "\n")
-        write_whole(out, content, overwrite)
+        write_atomically(out, content, overwrite)
 
 
 def report_path(out: Path) -> Path:
@@ -211,7 +211,7 @@ def report_path(out: Path) -> Path:
 
 
 def recorded(compared: Comparison, form: str) -> dict[str, float | int]:
-    """What a model file says of one part of the test split."""
+    """What a model file records of one part of the test split."""
     return {
         "float": compared.float_accuracy,
         form: compared.converted_accuracy,

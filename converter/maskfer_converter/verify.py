@@ -1,4 +1,4 @@
-"""A model file judged once more, by itself and on pictures: no float network is needed."""
+"""A model file verified once more, by itself and on pictures: no float network is needed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Verification(Checked):
 
 
 def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verification:
-    """Check a model file: whole, of its format, runs, keeps what it says of itself.
+    """Check a model file: whole, of its format, runs, as accurate as its metadata claim.
 
     Args:
         path: A `.tflite` of ``converter quantize``.
@@ -48,43 +48,43 @@ def verify(path: Path, dataset: Path, limits: Limits | None = None) -> Verificat
     limits = limits or Limits()
     model = load_model(path)
     info = dataset_info(dataset)
-    said, form = model.info, str(model.info.quantization.get("format"))
+    model_info, form = model.info, str(model.info.quantization.get("format"))
     checks = [Check("whole, and says what it is", True)]
     if form not in FORMATS:
         checks.append(Check("of a known format", False, form))
     else:
         checks += check_graph(read_graph(model.flatbuffer, model.name), form)
     if form == INT8:
-        checks.append(_calibration_check(said))
-    same = said.quantization.get("dataset_sha256") == info.get("sha256")
+        checks.append(_calibration_check(model_info))
+    same_data = model_info.quantization.get("dataset_sha256") == info.get("sha256")
     records = split_records(dataset, "test")
     pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     checks += check_runtimes(same_classes(model, pictures["masked"].images))
     classifier, accuracy = Classifier(model), {}
     for part, of_part in pictures.items():
-        name, given = f"{part} test", classes_by_file(classifier, of_part.images)
-        accuracy[name] = round(float((given == of_part.labels).mean()), 4)
-        checks.append(check_classes(name, given))
-        checks += _figure_checks(name, said, form, accuracy[name] if same else None, limits)
-    return Verification(str(path), accuracy, same, checks)
+        name, predicted = f"{part} test", classes_by_file(classifier, of_part.images)
+        accuracy[name] = round(float((predicted == of_part.labels).mean()), 4)
+        checks.append(check_classes(name, predicted))
+        checks += _figure_checks(name, model_info, form, accuracy[name] if same_data else None, limits)
+    return Verification(str(path), accuracy, same_data, checks)
 
 
-def _calibration_check(said: ModelInfo) -> Check:
-    counts = said.quantization.get("calibration")
+def _calibration_check(model_info: ModelInfo) -> Check:
+    counts = model_info.quantization.get("calibration")
     counts = counts if isinstance(counts, dict) else {}
     without = [label for label in LABELS if not counts.get(label)]
     found = f"none of {', '.join(without)}" if without else f"{min(counts.values())} of each"
     return Check("calibrated on every class", not without, found)
 
 
-def _figure_checks(name: str, said: ModelInfo, form: str, here: float | None, limits: Limits) -> list[Check]:
+def _figure_checks(name: str, model_info: ModelInfo, form: str, measured: float | None, limits: Limits) -> list[Check]:
     """The file's own figures against the limits and, on the pictures that they were measured on, against what is."""
-    row: Any = said.accuracy.get(name)
+    row: Any = model_info.accuracy.get(name)
     if not isinstance(row, dict) or not all(isinstance(row.get(k), int | float) for k in ("float", form, "agreement")):
         return [Check(f"{name}: the file says how accurate it is", False, "nothing")]
     checks = check_limits(name, row["float"], row[form], row["agreement"], limits)
-    if here is not None:
-        apart = 100 * abs(here - row[form])
-        found = f"{here:.1%} here, {row[form]:.1%} in the file"
-        checks.append(Check(f"{name}: as accurate as the file says", apart <= limits.max_drop, found))
+    if measured is not None:
+        difference = 100 * abs(measured - row[form])
+        found = f"{measured:.1%} here, {row[form]:.1%} in the file"
+        checks.append(Check(f"{name}: as accurate as the file says", difference <= limits.max_drop, found))
     return checks

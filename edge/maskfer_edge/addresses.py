@@ -30,20 +30,22 @@ def without_secrets(source: str) -> str:
     return f"{scheme}://{place}"
 
 
-def address(text: str, name: str, usual: int) -> tuple[str, int]:
+def address(text: str, name: str, example_port: int) -> tuple[str, int]:
     """Host and port to serve at.
 
     Args:
         text: ``PORT`` or ``HOST:PORT``; the host is this machine by default.
         name: Of the setting, for messages.
-        usual: A port that messages give as an example.
+        example_port: A port that messages give as an example.
 
     Raises:
         InputError: If it is neither.
     """
     host, _, port = text.rpartition(":")
     if not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise InputError(f"{name} must be a port or HOST:PORT, such as {usual} or 0.0.0.0:{usual}; received {text!r}")
+        raise InputError(
+            f"{name} must be a port or HOST:PORT, such as {example_port} or 0.0.0.0:{example_port}; received {text!r}"
+        )
     return host.strip("[]") or "127.0.0.1", int(port)
 
 
@@ -89,13 +91,13 @@ def parse_broker(url: str) -> Broker:
         # as the connection will do, in a thread that must not die of it
         host.encode("idna")
     except ValueError:
-        raise _wrong("has a host or port that cannot be used") from None
+        raise _address_error("has a host or port that cannot be used") from None
     if parts.scheme not in PORTS:
-        raise _wrong("does not begin with mqtt:// or mqtts://")
+        raise _address_error("does not begin with mqtt:// or mqtts://")
     if not host or port == 0 or any(letter.isspace() for letter in host):
-        raise _wrong("has no host, a blank in it, or port 0")
+        raise _address_error("has no host, a blank in it, or port 0")
     if set("?#") & set(url) or set("+#\0") & set(prefix):
-        raise _wrong("has one of ? # + where MQTT allows none")
+        raise _address_error("has one of ? # + where MQTT allows none")
     user, password = parts.username, parts.password
     return Broker(
         scheme=parts.scheme,
@@ -107,8 +109,8 @@ def parse_broker(url: str) -> Broker:
     )
 
 
-def _wrong(what: str) -> InputError:
+def _address_error(problem: str) -> InputError:
     return InputError(
-        f"the MQTT address {what}; give mqtt://[user[:password]@]host[:port][/prefix], or mqtts:// for TLS; "
+        f"the MQTT address {problem}; give mqtt://[user[:password]@]host[:port][/prefix], or mqtts:// for TLS; "
         f"leave a password with special characters to the environment variable {PASSWORD_VARIABLE}"
     )

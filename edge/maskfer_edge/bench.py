@@ -33,7 +33,7 @@ from maskfer_edge.settings_file import as_toml
 from maskfer_edge.sources import open_camera
 
 # Frames that are held in memory, so that decoding is in no figure.
-MOST_FRAMES, MOST_BYTES = 300, 200e6
+MAX_FRAMES, MAX_BYTES = 300, 200e6
 # The two loops take turns, so that whatever else the machine does meets both.
 ROUNDS = 2
 REALTIME_FRAMES = 100
@@ -62,7 +62,7 @@ class BenchReport:
         memory_mb: Largest resident memory of that process, 10^6 bytes.
         cpu_share: Of one core, of a process that plays the source in its own time; None if it is no video.
         realtime_fps: The source's own rate.
-        naive_fps: Frames a second of the paper's loop on the same frames; None if it was not asked for.
+        naive_fps: Frames a second of the paper's loop on the same frames; None without a comparison.
         cpu: Of this machine.
         governor: Likewise; "" where it cannot be read.
         celsius: Likewise, after the runs; None where it cannot be read.
@@ -103,11 +103,11 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
     with open_camera(settings.source) as camera:
         if not camera.file:
             raise no_file
-        frames = _first_frames(camera, min(settings.max_frames or MOST_FRAMES, MOST_FRAMES))
+        frames = _first_frames(camera, min(settings.max_frames or MAX_FRAMES, MAX_FRAMES))
         moving, realtime_fps = camera.moving, camera.fps
     naive = Classifier(load_model(naive_model), settings.runtime, mirror=False) if naive_model else None
     cores = cv2.getNumThreads()
-    meter, ours, theirs, faces = HealthMeter(), 0.0, 0.0, 0
+    meter, own_s, naive_s, faces = HealthMeter(), 0.0, 0.0, 0
     for _ in range(ROUNDS):
         pipeline = open_pipeline(settings)
         cv2.setNumThreads(cores)
@@ -116,12 +116,12 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
             result = pipeline.process(replace(frame, arrived=time.monotonic()), moving=moving)
             meter.add(result, pipeline.stages_ms)
             faces += len(result.faces)
-        ours += time.perf_counter() - started
+        own_s += time.perf_counter() - started
         if naive is not None:
             cv2.setNumThreads(1)
             started = time.perf_counter()
             naive_loop(frames, naive)
-            theirs += time.perf_counter() - started
+            naive_s += time.perf_counter() - started
     cv2.setNumThreads(cores)
     first_result_s, memory_mb = start_to_first_result(settings)
     height, width = frames[0].image.shape[:2]
@@ -130,26 +130,26 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
         source=settings.source,
         frames=(len(frames), width, height),
         faces_a_frame=round(faces / count, 2),
-        fps=round(count / ours, 1),
+        fps=round(count / own_s, 1),
         latency_ms=meter.snapshot().latency_ms,
         first_result_s=first_result_s,
         memory_mb=memory_mb,
         cpu_share=realtime_share(settings) if moving else None,
         realtime_fps=realtime_fps,
-        naive_fps=round(count / theirs, 1) if naive is not None else None,
+        naive_fps=round(count / naive_s, 1) if naive is not None else None,
         cpu=cpu_name(),
         governor=governor(),
         celsius=hottest_celsius(),
     )
 
 
-def _first_frames(camera: Camera, most: int) -> list[Frame]:
+def _first_frames(camera: Camera, max_frames: int) -> list[Frame]:
     """So many of a file's first frames, or fewer if they are large."""
     frames, size = [], 0
-    for frame in islice(iter(camera.read, None), most):
+    for frame in islice(iter(camera.read, None), max_frames):
         frames.append(frame)
         size += frame.image.nbytes
-        if size >= MOST_BYTES:
+        if size >= MAX_BYTES:
             break
     return frames
 
@@ -173,10 +173,10 @@ def naive_loop(frames: Sequence[Frame], classifier: Classifier) -> None:
 def start_to_first_result(settings: RunSettings) -> tuple[float, float]:
     """Seconds from the start of a new process to its first result, and its largest resident memory in 10^6 bytes."""
     started = time.perf_counter()
-    with _running(replace(settings, jsonl="-", max_frames=REALTIME_FRAMES)) as (process, said):
+    with _run_process(replace(settings, jsonl="-", max_frames=REALTIME_FRAMES)) as (process, stderr):
         assert process.stdout is not None
         if not process.stdout.readline():
-            raise _failed(said)
+            raise _failed(stderr)
         seconds, peak = time.perf_counter() - started, _peak_kb(process.pid)
         # its own high-water mark: the one that wait4 gives counts this process's memory before the exec, too
         for _ in process.stdout:
@@ -196,33 +196,33 @@ def realtime_share(settings: RunSettings) -> float:
     """Share of one core that a process takes which plays a video in its own time, from its start on."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
-    with _running(replace(settings, realtime=True, loop=True, max_frames=REALTIME_FRAMES)) as (process, said):
+    with _run_process(replace(settings, realtime=True, loop=True, max_frames=REALTIME_FRAMES)) as (process, stderr):
         if process.wait():
-            raise _failed(said)
+            raise _failed(stderr)
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return round(used / seconds, 3)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return round(cpu_seconds / seconds, 3)
 
 
 @contextmanager
-def _running(settings: RunSettings) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
-    """A process of its own that runs with these settings, and what it says besides its results."""
+def _run_process(settings: RunSettings) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A process of its own that runs with these settings, and its stderr."""
     program = "import sys; from maskfer_edge.cli import main; sys.argv[0] = 'maskfer-edge'; main()"
     config = as_toml(settings).encode()
     read, write = os.pipe()
     os.write(write, config)
     os.close(write)
     command = [sys.executable, "-P", "-c", program, "run", "--config", f"/dev/fd/{read}"]
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as stderr:
         try:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, pass_fds=[read])
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, pass_fds=[read])
         finally:
             os.close(read)
         with process:
-            yield process, said
+            yield process, stderr
 
 
-def _failed(said: IO[bytes]) -> MaskferError:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").splitlines() or ["it said nothing"]
+def _failed(stderr: IO[bytes]) -> MaskferError:
+    stderr.seek(0)
+    lines = stderr.read().decode(errors="replace").splitlines() or ["it said nothing"]
     return MaskferError(f"the process that was to be measured failed: {lines[-1]}")

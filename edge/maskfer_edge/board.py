@@ -1,4 +1,4 @@
-"""What the board says of itself: its processor, clock, temperature, memory and power."""
+"""State of the board: its processor, clock, temperature, memory and power."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-# What the firmware's flags say, from bit 0, and what helps. The bits from 16 say that it was so before.
+# The firmware's flags, from bit 0, and the remedy of each. The bits from 16 are set if the flag was set before.
 FLAGS = {
     "under-voltage": "use a better power supply",
     "frequency capped": "cool it",
@@ -19,9 +19,9 @@ FLAGS = {
 # While one of these is set, less work lets the board recover.
 SLOWING = {"under-voltage", "throttled", "soft temperature limit"}
 PLATFORM = Path("/sys/devices/platform")
-LOOK_EVERY_S = 5.0
+POLL_INTERVAL_S = 5.0
 # A power supply at its limit comes and goes; a warning ends when it has stayed away for so long.
-CALM_S = 60.0
+CLEAR_AFTER_S = 60.0
 
 
 def cpu_name() -> str:
@@ -57,14 +57,14 @@ def memory_mb() -> float:
 def throttle_warnings() -> tuple[str, ...]:
     """Keys of `FLAGS` that hold at this moment; () where there is no Raspberry Pi's firmware to ask."""
     found = _flags_from_sysfs()
-    return _named(_flags_from_vcgencmd() if found is None else found)
+    return _flag_names(_flags_from_vcgencmd() if found is None else found)
 
 
 def throttled_since_boot() -> tuple[str, ...]:
     """Keys of `FLAGS` that held at any time since the board was started."""
     # the kernel's voltage driver resets these bits in its own file every two seconds
     found = _flags_from_vcgencmd()
-    return _named(_flags_from_sysfs() if found is None else found, shift=16)
+    return _flag_names(_flags_from_sysfs() if found is None else found, shift=16)
 
 
 class Throttle:
@@ -76,45 +76,46 @@ class Throttle:
 
     def __init__(
         self,
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
         *,
-        every_s: float = LOOK_EVERY_S,
-        calm_s: float = CALM_S,
+        interval_s: float = POLL_INTERVAL_S,
+        clear_after_s: float = CLEAR_AFTER_S,
         read: Callable[[], tuple[str, ...]] = throttle_warnings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up.
 
         Args:
-            tell: Takes a line for people when warnings begin and when the last one has ended.
-            every_s: How often to look.
-            calm_s: A warning ends when it was not seen for so long.
+            report: Receives a line for people when warnings begin and when the last one has ended.
+            interval_s: Seconds between two readings.
+            clear_after_s: A warning ends when it was not seen for so long.
             read: Gives the warnings of the moment.
             clock: Gives seconds.
         """
         self.warnings: tuple[str, ...] = ()
-        self._tell, self._every_s, self._calm_s, self._read, self._clock = tell, every_s, calm_s, read, clock
+        self._report, self._read, self._clock = report, read, clock
+        self._interval_s, self._clear_after_s = interval_s, clear_after_s
         self._seen: dict[str, float] = {}
-        self._next_look = float("-inf")
+        self._next_poll = float("-inf")
 
     def factor(self) -> int:
         """How many times longer the detector should rest: 1, or 2 while a flag of `SLOWING` is set. Call it freely."""
         now = self._clock()
-        if now >= self._next_look:
-            self._next_look = now + self._every_s
-            self._look(now)
+        if now >= self._next_poll:
+            self._next_poll = now + self._interval_s
+            self._poll(now)
         return 2 if SLOWING.intersection(self.warnings) else 1
 
-    def _look(self, now: float) -> None:
+    def _poll(self, now: float) -> None:
         self._seen.update(dict.fromkeys(self._read(), now))
         before = self.warnings
-        self.warnings = tuple(flag for flag, seen in self._seen.items() if now - seen < self._calm_s)
+        self.warnings = tuple(flag for flag, seen in self._seen.items() if now - seen < self._clear_after_s)
         new = [flag for flag in self.warnings if flag not in before]
         if new:
             slower = "; running slower" if SLOWING.intersection(self.warnings) else ""
-            self._tell(f"the board reports {', '.join(new)}: {remedy_for(new)}{slower}")
+            self._report(f"the board reports {', '.join(new)}: {remedy_for(new)}{slower}")
         elif before and not self.warnings:
-            self._tell("the board reports no more warnings; running at full speed")
+            self._report("the board reports no more warnings; running at full speed")
 
 
 def remedy_for(warnings: Iterable[str]) -> str:
@@ -122,7 +123,7 @@ def remedy_for(warnings: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(FLAGS[flag] for flag in warnings))
 
 
-def _named(flags: int | None, shift: int = 0) -> tuple[str, ...]:
+def _flag_names(flags: int | None, shift: int = 0) -> tuple[str, ...]:
     return tuple(name for bit, name in enumerate(FLAGS, shift) if (flags or 0) >> bit & 1)
 
 
@@ -134,10 +135,12 @@ def _flags_from_sysfs() -> int | None:
 
 def _flags_from_vcgencmd() -> int | None:
     try:
-        ran = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=1, check=False)
+        completed = subprocess.run(
+            ["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=1, check=False
+        )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return _hexadecimal(ran.stdout.partition("=")[2])
+    return _hexadecimal(completed.stdout.partition("=")[2])
 
 
 def _hexadecimal(text: str) -> int | None:

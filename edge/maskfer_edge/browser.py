@@ -16,7 +16,7 @@ from http import HTTPStatus
 
 import numpy as np
 
-from maskfer_edge.browser_server import HEALTH_S, LONGEST_SIDE_PX, TRY_AGAIN_LATER, UNSUPPORTED, BrowserServer, Client
+from maskfer_edge.browser_server import HEALTH_S, MAX_SIDE_PX, TRY_AGAIN_LATER, UNSUPPORTED, BrowserServer, Client
 from maskfer_edge.cameras import Camera, Frame
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.decoding import decode
@@ -26,8 +26,8 @@ from maskfer_edge.health import Health
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FrameResult
 
-MOST_VIEWERS = 8
-WIDEST_PX, JPEG_QUALITY = 960, 80
+MAX_VIEWERS = 8
+MAX_WIDTH_PX, JPEG_QUALITY = 960, 80
 # /healthz reports a failure if the newest result is older.
 STALE_S = 5.0
 
@@ -64,13 +64,13 @@ class BrowserView(Output):
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Hand the picture to every page; never waits for one."""
         assert annotated is not None
-        said = result.to_json()
+        result_json = result.to_json()
         if self._camera is not None:
-            self._camera.answer(said)
+            self._camera.answer(result_json)
         with self._lock:
             viewers = list(self._viewers)
         if viewers:
-            item = said, _jpeg(annotated)
+            item = result_json, _jpeg(annotated)
             for viewer in viewers:
                 viewer.post(item)
         return True
@@ -85,20 +85,20 @@ class BrowserView(Output):
     def _serve(self, client: Client) -> None:
         with self._lock:
             for viewer in self._viewers:
-                viewer.cut_if_stuck()
-            if len(self._viewers) >= MOST_VIEWERS:
-                client.end(TRY_AGAIN_LATER, f"{MOST_VIEWERS} pages are open already; close one of them")
+                viewer.disconnect_if_stuck()
+            if len(self._viewers) >= MAX_VIEWERS:
+                client.end(TRY_AGAIN_LATER, f"{MAX_VIEWERS} pages are open already; close one of them")
                 return
             self._viewers.add(client)
         due = 0.0
 
         def message(item: tuple[str, bytes] | None) -> bytes:
             nonlocal due
-            said, picture = item or ("null", b"")
+            result_json, picture = item or ("null", b"")
             health = "null"
             if item is None or time.monotonic() >= due:
                 health, due = json.dumps(asdict(self._health())), time.monotonic() + HEALTH_S
-            head = f'{{"result":{said},"health":{health}}}'.encode()
+            head = f'{{"result":{result_json},"health":{health}}}'.encode()
             return len(head).to_bytes(4, "big") + head + picture
 
         try:
@@ -171,7 +171,7 @@ class BrowserCamera(Camera):
         try:
             # may fail for want of threads, and then the next page must be let in
             threading.Thread(target=client.send_newest, args=(lambda text: text,), daemon=True).start()
-            while not client.over:
+            while not client.ended:
                 with suppress(TimeoutError):
                     image = _decode_frame(client.connection.recv(timeout=0.5))
                     with self._changed:
@@ -204,9 +204,9 @@ def jpeg_size_wh(data: bytes) -> tuple[int, int] | None:
 def _decode_frame(data: bytes | str) -> UInt8Array:
     """(height, width, 3) uint8, B,G,R. Raises InputError with a text short enough to close a WebSocket with."""
     size_wh = jpeg_size_wh(data) if isinstance(data, bytes) else None
-    if size_wh is not None and max(size_wh) > LONGEST_SIDE_PX:
+    if size_wh is not None and max(size_wh) > MAX_SIDE_PX:
         width, height = size_wh
-        raise InputError(f"the picture has {width}×{height} pixels; send at most {LONGEST_SIDE_PX} a side")
+        raise InputError(f"the picture has {width}×{height} pixels; send at most {MAX_SIDE_PX} a side")
     with suppress(InputError):
         if isinstance(data, bytes) and size_wh is not None:
             return decode(data, "the picture")
@@ -216,7 +216,7 @@ def _decode_frame(data: bytes | str) -> UInt8Array:
 def _jpeg(image: UInt8Array) -> bytes:
     """A (height, width, 3) uint8 B,G,R picture as JPEG, made smaller if it is wider than pages show it."""
     height, width = image.shape[:2]
-    if width > WIDEST_PX:
-        size_wh = WIDEST_PX, max(1, round(height * WIDEST_PX / width))
+    if width > MAX_WIDTH_PX:
+        size_wh = MAX_WIDTH_PX, max(1, round(height * MAX_WIDTH_PX / width))
         image = np.asarray(cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return bytes(cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))[1])

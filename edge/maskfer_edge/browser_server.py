@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from websockets.sync.server import ServerConnection
 
 # A page's picture: its file, and each of its sides.
-MOST_BYTES, LONGEST_SIDE_PX = 2 * 2**20, 1920
+MAX_BYTES, MAX_SIDE_PX = 2 * 2**20, 1920
 # A page that takes longer to receive one message is cut off.
-SENDING_S = 10.0
+SEND_TIMEOUT_S = 10.0
 # Between two health reports to a page; also how soon a page that left is noticed.
 HEALTH_S = 1.0
-CLOSING_S = 1.0
+CLOSE_TIMEOUT_S = 1.0
 # Until connections are taken again, after one could not be.
-TRY_AGAIN_S = 0.2
+RETRY_PAUSE_S = 0.2
 # Codes with which a WebSocket is closed (RFC 6455 and its registry).
 GOING_AWAY, UNSUPPORTED, TRY_AGAIN_LATER = 1001, 1003, 1013
 ENDED = "the program has ended"
@@ -59,12 +59,12 @@ class Client:
 
     Attributes:
         connection: To receive from.
-        over: Whether it is to be closed.
+        ended: Whether it is to be closed.
         closing: Code and reason to close it with.
     """
 
     def __init__(self, connection: ServerConnection) -> None:
-        self.connection, self.over = connection, False
+        self.connection, self.ended = connection, False
         self.closing = (GOING_AWAY, ENDED)
         self._changed = threading.Condition()
         self._slot: Any = None
@@ -75,7 +75,7 @@ class Client:
         with self._changed:
             self._slot = item
             self._changed.notify()
-        self.cut_if_stuck()
+        self.disconnect_if_stuck()
 
     def send_newest(self, message: Callable[[Any], bytes | str | None]) -> None:
         """Send what is posted until the page leaves or `end` is called.
@@ -89,31 +89,31 @@ class Client:
             while True:
                 with self._changed:
                     self._sending_since = 0.0
-                    self._changed.wait_for(lambda: self.over or self._slot is not None, HEALTH_S)
-                    if self.over:
+                    self._changed.wait_for(lambda: self.ended or self._slot is not None, HEALTH_S)
+                    if self.ended:
                         return
                     item, self._slot = self._slot, None
                     self._sending_since = time.monotonic()
-                made = message(item)
-                if made is not None:
-                    self.connection.send(made)
+                payload = message(item)
+                if payload is not None:
+                    self.connection.send(payload)
 
     def end(self, code: int = GOING_AWAY, reason: str = ENDED) -> None:
         """Have it closed by the thread that serves it; the first reason counts, of at most 123 bytes."""
         with self._changed:
-            if not self.over:
-                self.over, self.closing = True, (code, reason)
+            if not self.ended:
+                self.ended, self.closing = True, (code, reason)
             self._changed.notify()
             if self._sending_since:
-                self._cut()
+                self._disconnect()
 
-    def cut_if_stuck(self) -> None:
+    def disconnect_if_stuck(self) -> None:
         """Cut off a page that has not received a message for too long."""
         since = self._sending_since
-        if since and time.monotonic() - since > SENDING_S:
-            self._cut()
+        if since and time.monotonic() - since > SEND_TIMEOUT_S:
+            self._disconnect()
 
-    def _cut(self) -> None:
+    def _disconnect(self) -> None:
         with suppress(OSError):  # gone already
             self.connection.socket.shutdown(socket.SHUT_RDWR)
 
@@ -165,7 +165,7 @@ class BrowserServer:
             sock=listening,
             process_request=self._answer,
             compression=None,  # pictures are compressed already, and what is sent here cannot swell
-            max_size=MOST_BYTES,
+            max_size=MAX_BYTES,
             open_timeout=5,
             close_timeout=1,
             ping_interval=5,
@@ -182,7 +182,7 @@ class BrowserServer:
             with suppress(RuntimeError):
                 self._server.serve_forever()
             while True:
-                time.sleep(TRY_AGAIN_S)
+                time.sleep(RETRY_PAUSE_S)
                 with self._lock:
                     if self._closing:
                         return
@@ -200,7 +200,7 @@ class BrowserServer:
         # it waits for those who connected and never asked for anything
         ending = threading.Thread(target=self._server.shutdown, name="browser end", daemon=True)
         ending.start()
-        ending.join(CLOSING_S)
+        ending.join(CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> BrowserServer:
         return self
@@ -282,14 +282,14 @@ def _listen(host: str, port: int, token: str) -> tuple[socket.socket, ipaddress.
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise OutputError(f"{host!r} is no name or address of this machine; name another, such as 127.0.0.1") from None
-    family, *_, where = min(found, key=lambda info: info[0] != socket.AF_INET)
-    address = ipaddress.ip_address(where[0])
+    family, *_, sockaddr = min(found, key=lambda info: info[0] != socket.AF_INET)
+    address = ipaddress.ip_address(sockaddr[0])
     if not (token or address.is_loopback):
         raise InputError(
             f"others can reach {host or address}; give --token {secrets.token_urlsafe(9)} or the like, or use 127.0.0.1"
         )
     try:
-        return socket.create_server(where[:2], family=family), address
+        return socket.create_server(sockaddr[:2], family=family), address
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OutputError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskfer_edge.addresses import without_secrets
 from maskfer_edge.camera_list import PICAMERA2_INSTALL
-from maskfer_edge.cameras import FRAMES_MISSED, Camera, Frame
+from maskfer_edge.cameras import MAX_MISSED_FRAMES, Camera, Frame
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import CameraError, DependencyError
 
@@ -20,7 +20,7 @@ STREAM_SCHEMES = ("rtsp://", "rtsps://", "http://", "https://")
 # A stream that cannot be opened, or gives no frame, within these is an error; OpenCV's own limits are 30 s.
 STREAM_OPEN_MS, STREAM_READ_MS = 5000, 2000
 # Frames in a row that cannot be decoded; then the camera counts as lost.
-MOST_DAMAGED = 5
+MAX_DAMAGED_FRAMES = 5
 
 
 class _CaptureCamera(Camera):
@@ -31,18 +31,18 @@ class _CaptureCamera(Camera):
     _index = 0
 
     @abstractmethod
-    def _ended(self) -> str:
+    def _end_message(self) -> str:
         """What to say when no frame comes."""
 
     def read(self) -> Frame | None:
         """The next frame; a few in a row that are damaged are passed over."""
         good = False
-        for _ in range(MOST_DAMAGED):
+        for _ in range(MAX_DAMAGED_FRAMES):
             with suppress(cv2.error):  # a compressed frame that arrived empty
                 good, image = self._capture.read()
                 break
         if not good:
-            raise CameraError(self._ended())
+            raise CameraError(self._end_message())
         frame = Frame(np.asarray(image, dtype=np.uint8), self._index, time.time())
         self._index += 1
         return frame
@@ -81,10 +81,10 @@ class UsbCamera(_CaptureCamera):
             self._capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size_wh[1])
         if fps:
             self._capture.set(cv2.CAP_PROP_FPS, fps)
-        said = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = float(said) if 1 <= said <= 240 else 30.0
+        reported_fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = float(reported_fps) if 1 <= reported_fps <= 240 else 30.0
 
-    def _ended(self) -> str:
+    def _end_message(self) -> str:
         return f"camera {self.name} gives no more frames; is it unplugged?"
 
 
@@ -96,13 +96,13 @@ class NetworkStream(_CaptureCamera):
 
         Args:
             url: Its address.
-            fps: Frames a second that are to be expected; 0: as the stream says, which of a slow one is often wrong.
+            fps: Frames a second that are to be expected; 0: as the stream reports, which is often wrong for a slow one.
 
         Raises:
             CameraError: If nothing answers in time.
         """
         self.name = without_secrets(url)
-        read_ms = max(STREAM_READ_MS, round(1000 * FRAMES_MISSED / fps)) if fps else STREAM_READ_MS
+        read_ms = max(STREAM_READ_MS, round(1000 * MAX_MISSED_FRAMES / fps)) if fps else STREAM_READ_MS
         limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, STREAM_OPEN_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, read_ms]
         self._capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, limits)
         if not self._capture.isOpened():
@@ -110,10 +110,10 @@ class NetworkStream(_CaptureCamera):
                 f"stream {self.name} cannot be opened; is the address right, the camera on, and the password in the "
                 "address (rtsp://user:password@host/path)?"
             )
-        said = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps or (float(said) if np.isfinite(said) and 1 <= said <= 240 else 25.0)
+        reported_fps = self._capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps or (float(reported_fps) if np.isfinite(reported_fps) and 1 <= reported_fps <= 240 else 25.0)
 
-    def _ended(self) -> str:
+    def _end_message(self) -> str:
         return f"stream {self.name} gives no more frames"
 
 

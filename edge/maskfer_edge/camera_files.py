@@ -18,12 +18,12 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import InputError
 
 FOLDER_FPS = 2.0
-# Of a video; some formats name the unit in which they count time, such as 1000 a second.
-MOST_FPS = 240
+# Of a video; some formats give the unit in which they count time instead, such as 1000 a second.
+MAX_FPS = 240
 # What is due later than so many seconds is due at once: the file's times jump.
-LONGEST_WAIT_S = 5.0
-# Share of the frames that a video says it has which must be there.
-LEAST_SHARE = 0.9
+MAX_WAIT_S = 5.0
+# Share of the frames in a video's metadata that must be there.
+MIN_FRAME_SHARE = 0.9
 # Boxes of an MP4 or MOV file that hold others.
 CONTAINERS = (b"moov", b"trak", b"mdia")
 
@@ -39,10 +39,10 @@ class VideoFile(Camera):
         if not self._capture.isOpened():
             raise InputError(f"{path} cannot be opened as a video (damaged, or of an unknown format)")
         fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= MOST_FPS else 25.0
-        # other formats do not say it, and OpenCV guesses
+        self.fps = float(fps) if np.isfinite(fps) and 0 < fps <= MAX_FPS else 25.0
+        # other formats do not store it, and OpenCV guesses
         exact = path.suffix.lower() in (".avi", ".mp4", ".mov")
-        self._said = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if exact else 0.0
+        self._frame_count = float(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if exact else 0.0
         self._index, self._first_s, self._time = 0, 0.0, 0.0
 
     def read(self) -> Frame | None:
@@ -51,18 +51,19 @@ class VideoFile(Camera):
         if not good:
             if self._index == 0:
                 raise InputError(f"{self.name} holds no frame that can be read (damaged, or cut short)")
-            if self._index < LEAST_SHARE * self._said and not _is_trimmed(self._path):
+            if self._index < MIN_FRAME_SHARE * self._frame_count and not _is_trimmed(self._path):
                 raise InputError(
-                    f"{self.name} ends after {self._index} of {self._said:.0f} frames; it is cut short or damaged"
+                    f"{self.name} ends after {self._index} of {self._frame_count:.0f} frames; "
+                    "it is cut short or damaged"
                 )
             return None
         # not every video has as many frames in each second
-        at = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
+        position_s = float(self._capture.get(cv2.CAP_PROP_POS_MSEC)) / 1000
         if self._index == 0:
-            self._first_s = at
-        elif at - self._first_s > self._time:
-            self._time = at - self._first_s
-        else:  # the file does not say it
+            self._first_s = position_s
+        elif position_s - self._first_s > self._time:
+            self._time = position_s - self._first_s
+        else:  # the file has no times
             self._time += 1 / self.fps
         frame = Frame(np.asarray(image, dtype=np.uint8), self._index, self._time)
         self._index += 1
@@ -85,15 +86,17 @@ def _is_trimmed(path: Path) -> bool:
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
     ):
         for kind, start in _boxes(data, 0, len(data)):
-            wide = data[start : start + 1] == b"\1"  # times of 64 bits
+            is_64_bit = data[start : start + 1] == b"\1"  # times of 64 bits
             if kind == b"mvhd":
-                (unit,) = struct.unpack_from(">I", data, start + (20 if wide else 12))
+                (unit,) = struct.unpack_from(">I", data, start + (20 if is_64_bit else 12))
             elif kind == b"tkhd":
-                (shown,) = struct.unpack_from(">Q" if wide else ">I", data, start + (28 if wide else 20))
+                (shown,) = struct.unpack_from(">Q" if is_64_bit else ">I", data, start + (28 if is_64_bit else 20))
                 shown_s = shown / unit
             elif kind == b"mdhd":
-                media_unit, length = struct.unpack_from(">IQ" if wide else ">II", data, start + (20 if wide else 12))
-                if shown_s < LEAST_SHARE * length / media_unit:
+                media_unit, length = struct.unpack_from(
+                    ">IQ" if is_64_bit else ">II", data, start + (20 if is_64_bit else 12)
+                )
+                if shown_s < MIN_FRAME_SHARE * length / media_unit:
                     return True
     return False
 
@@ -134,7 +137,7 @@ class PictureFiles(Camera):
         return frame
 
 
-class InRealTime(Camera):
+class RealTimeFile(Camera):
     """A file as if it were a camera: each frame when it is due, and stale frames may be passed over."""
 
     live = file = True
@@ -149,7 +152,7 @@ class InRealTime(Camera):
         if frame is None:
             return None
         now = time.monotonic()
-        if self._started is None or self._started + frame.time - now > LONGEST_WAIT_S:
+        if self._started is None or self._started + frame.time - now > MAX_WAIT_S:
             self._started = now - frame.time
         time.sleep(max(0.0, self._started + frame.time - now))
         return replace(frame, arrived=time.monotonic())
@@ -159,7 +162,7 @@ class InRealTime(Camera):
         self._camera.close()
 
 
-class Repeated(Camera):
+class LoopedFile(Camera):
     """A file again and again; numbers and times go on."""
 
     live, file = False, True
@@ -167,7 +170,7 @@ class Repeated(Camera):
     def __init__(self, reopen: Callable[[], Camera]) -> None:
         self._reopen, self._camera = reopen, reopen()
         self.name, self.fps, self.moving = self._camera.name, self._camera.fps, self._camera.moving
-        self._index, self._begun, self._time = 0, 0.0, 0.0
+        self._index, self._offset_s, self._time = 0, 0.0, 0.0
 
     def read(self) -> Frame | None:
         """The next frame, the first one after the last."""
@@ -175,11 +178,11 @@ class Repeated(Camera):
         if frame is None:
             self._camera.close()
             self._camera = self._reopen()
-            self._begun = self._time + 1 / self.fps
+            self._offset_s = self._time + 1 / self.fps
             frame = self._camera.read()
             if frame is None:
                 return None
-        self._time = self._begun + frame.time
+        self._time = self._offset_s + frame.time
         numbered = replace(frame, index=self._index, time=self._time)
         self._index += 1
         return numbered

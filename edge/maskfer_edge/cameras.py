@@ -12,7 +12,7 @@ from types import TracebackType
 from maskfer_edge.contract import UInt8Array
 
 # A live camera that gives no frame in the time of so many is lost.
-FRAMES_MISSED = 3
+MAX_MISSED_FRAMES = 3
 
 
 @dataclass(frozen=True)

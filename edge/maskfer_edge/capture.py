@@ -17,22 +17,22 @@ from types import TracebackType
 
 import numpy as np
 
-from maskfer_edge.cameras import FRAMES_MISSED, Camera, Frame
+from maskfer_edge.cameras import MAX_MISSED_FRAMES, Camera, Frame
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.errors import CameraError, MaskferError
 
 # How many frames of a file may be decoded ahead.
-AHEAD = 2
+READ_AHEAD = 2
 # A camera that gives no frame, or the same picture again and again, for so long is lost.
 STALL_S = 2.0
 # Standard deviation in grey levels below which a picture shows nothing, and may well be the same for ever.
-DARK = 3.0
+DARK_DEVIATION = 3.0
 # Opening a camera, and its first frame, may take so long.
-OPENING_S = 10.0
+OPEN_TIMEOUT_S = 10.0
 # Pauses between attempts to open a lost camera: the first, doubled each time, up to the longest.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 30.0
 # A driver that hangs keeps the thread that reads it. With so many of them only a new process helps.
-MOST_HANGING = 8
+MAX_HANGING = 8
 
 
 class Capture:
@@ -57,7 +57,7 @@ class Capture:
         retries: int | None = None,
         stall_s: float = STALL_S,
         first_pause_s: float = FIRST_PAUSE_S,
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Set up; the thread starts on entering.
 
@@ -67,14 +67,14 @@ class Capture:
             retries: Attempts in a row, whether they fail or hang, before that is an error after all; None: for ever.
             stall_s: After how long without a new picture the camera counts as lost; a slow one gets three frames' time.
             first_pause_s: Before the first attempt to open it again.
-            tell: Takes a line for people when the camera is lost and when it is back.
+            report: Receives a line for people when the camera is lost and when it is back.
         """
         self.camera, self.dropped, self.losses, self.lost = camera, 0, 0, ""
         self.idle: Callable[[], None] = lambda: None
         self._reopen, self._retries = reopen, retries
-        self._stall_s = max(stall_s, FRAMES_MISSED / camera.fps)
-        self._opening_s = max(OPENING_S, self._stall_s)
-        self._first_pause_s, self._tell = first_pause_s, tell
+        self._stall_s = max(stall_s, MAX_MISSED_FRAMES / camera.fps)
+        self._open_timeout_s = max(OPEN_TIMEOUT_S, self._stall_s)
+        self._first_pause_s, self._report = first_pause_s, report
         self._frames: deque[Frame] = deque()
         self._changed = threading.Condition()
         self._stopped = False
@@ -90,7 +90,7 @@ class Capture:
         self._reader = self._new_reader(camera)
 
     def __enter__(self) -> Capture:
-        self._deadline = time.monotonic() + self._opening_s
+        self._deadline = time.monotonic() + self._open_timeout_s
         self._reader.start()
         return self
 
@@ -143,17 +143,17 @@ class Capture:
             self._error = CameraError(f"{self.camera.name} gives no frames")
             self._ended = True
             return
-        if len(self._abandoned) > MOST_HANGING:
+        if len(self._abandoned) > MAX_HANGING:
             self._error = CameraError(f"{self.camera.name} hangs whenever it is opened; start the program again")
             self._ended = True
             return
-        self._note_loss("it gives no frames")
+        self._record_loss("it gives no frames")
         try:
             if self.camera.exclusive:
                 # closing may hang as reading does
                 threading.Thread(target=_close, args=(self.camera,), name="close", daemon=True).start()
             self._reader = self._new_reader(None)
-            self._deadline = time.monotonic() + self._opening_s
+            self._deadline = time.monotonic() + self._open_timeout_s
             self._reader.start()
         except RuntimeError as error:  # the system allows no more threads
             self._error, self._ended = CameraError(f"{self.camera.name} gives no frames, and {error}"), True
@@ -161,19 +161,19 @@ class Capture:
     def _new_reader(self, camera: Camera | None) -> threading.Thread:
         return threading.Thread(target=self._run, args=(camera,), name=f"capture {self.camera.name}", daemon=True)
 
-    def _over(self) -> bool:
-        """Whether the thread that asks should end: told to stop, or another reader has taken its place."""
+    def _should_end(self) -> bool:
+        """Whether the calling thread should end: stopped, or replaced by another reader."""
         return self._stopped or self._ended or threading.current_thread() is not self._reader
 
     def _run(self, camera: Camera | None) -> None:
         error: BaseException | None = None
-        while not self._over():
+        while not self._should_end():
             try:
                 camera = self._open_again() if camera is None else camera
                 if camera is None:
                     break
                 self._read(camera)
-                if not camera.endless or self._over():
+                if not camera.endless or self._should_end():
                     break
                 error = CameraError(f"camera {camera.name} gives no more frames")
             except Exception as raised:  # noqa: BLE001 (handed to the thread that iterates)
@@ -194,11 +194,11 @@ class Capture:
             if threading.current_thread() is not self._reader:
                 return False  # another has taken its place
             tries_left = self._count_failure()
-            if self._failures > MOST_HANGING and any(thread.is_alive() for thread in self._abandoned):
+            if self._failures > MAX_HANGING and any(thread.is_alive() for thread in self._abandoned):
                 tries_left = False  # it may be the one that hangs that keeps the camera
             if self._reopen is None or not tries_left or not isinstance(error, MaskferError | OSError):
                 return False
-            self._note_loss(str(error))
+            self._record_loss(str(error))
         return True
 
     def _count_failure(self) -> bool:
@@ -207,32 +207,32 @@ class Capture:
         self._fresh_at_failure = self._fresh
         return self._retries is None or self._failures <= self._retries
 
-    def _note_loss(self, reason: str) -> None:
+    def _record_loss(self, reason: str) -> None:
         if not self.lost:
             self.losses += 1
-            self._tell(f"{self.camera.name} is lost: {reason}; trying to open it again")
+            self._report(f"{self.camera.name} is lost: {reason}; trying to open it again")
         self.lost = reason
 
     def _open_again(self) -> Camera | None:
-        """Wait, then open the camera; None if told to end meanwhile."""
+        """Wait, then open the camera; None if stopped meanwhile."""
         assert self._reopen is not None
         # the exponent is bounded so that weeks of attempts do not overflow it
-        pause = min(self._first_pause_s * 2 ** min(self._failures - 1, 16), LONGEST_PAUSE_S)
-        self._deadline = time.monotonic() + pause + self._opening_s
+        pause = min(self._first_pause_s * 2 ** min(self._failures - 1, 16), MAX_PAUSE_S)
+        self._deadline = time.monotonic() + pause + self._open_timeout_s
         until = time.monotonic() + pause
-        while time.monotonic() < until and not self._over():
+        while time.monotonic() < until and not self._should_end():
             time.sleep(min(0.1, pause))
-        if self._over():
+        if self._should_end():
             return None
         camera = self._reopen()
-        if not self._over():
+        if not self._should_end():
             self.camera = camera
         return camera
 
     def _read(self, camera: Camera) -> None:
         """Hand over frames until the source ends, or this reader's time is over."""
         changed = time.monotonic()
-        while not self._over():
+        while not self._should_end():
             frame = camera.read()
             if frame is None:
                 return
@@ -241,15 +241,17 @@ class Capture:
                 sample = frame.image[::8, ::8].copy()
                 now = time.monotonic()
                 # in the dark, or behind a lid, compression leaves nothing of the noise
-                fresh = self._sample is None or not np.array_equal(sample, self._sample) or sample.std() < DARK
+                fresh = (
+                    self._sample is None or not np.array_equal(sample, self._sample) or sample.std() < DARK_DEVIATION
+                )
                 if fresh:
                     self._sample, changed = sample, now
                 elif now - changed > self._stall_s:
                     raise CameraError(f"camera {camera.name} gives the same picture again and again")
-                self._note_read(now, fresh=fresh)
+                self._record_read(now, fresh=fresh)
             self._hand_over(camera, frame)
 
-    def _note_read(self, now: float, *, fresh: bool) -> None:
+    def _record_read(self, now: float, *, fresh: bool) -> None:
         """The camera answers, if only with the same picture: `_check_stall` is for one that does not."""
         with self._changed:
             if threading.current_thread() is not self._reader:
@@ -260,16 +262,16 @@ class Capture:
             self._fresh += 1
             if self.lost:
                 self.lost = ""
-                self._tell(f"{self.camera.name} is back")
+                self._report(f"{self.camera.name} is back")
 
     def _hand_over(self, camera: Camera, frame: Frame) -> None:
         with self._changed:
             if camera.live:
                 self.dropped += len(self._frames)
                 self._frames.clear()
-            while len(self._frames) >= AHEAD and not self._over():
+            while len(self._frames) >= READ_AHEAD and not self._should_end():
                 self._changed.wait(timeout=0.1)
-            if self._over():
+            if self._should_end():
                 return
             # numbers go on over a loss
             index = self._count if camera.endless else frame.index

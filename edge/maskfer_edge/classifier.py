@@ -48,8 +48,8 @@ def open_classifier(path: Path | None, runtime: str = AUTO, threads: int = 1, *,
 class Classifier:
     """Gives seven scores for a preprocessed face. The interpreter is built once.
 
-    A face and its mirror image show the same expression; the mean of what the network says of both
-    is more often right than either, for twice the network's time.
+    A face and its mirror image show the same expression; the mean of the network's scores of both
+    is more often correct than either, for twice the network's time.
     """
 
     def __init__(self, model: Model, runtime: str = AUTO, threads: int = 1, *, mirror: bool = True) -> None:
@@ -59,7 +59,7 @@ class Classifier:
             model: What to open.
             runtime: See `runtime.open_interpreter`.
             threads: Likewise.
-            mirror: Whether the mirror image is asked about as well.
+            mirror: Whether the mirror image is classified as well (test-time augmentation).
 
         Raises:
             ModelError: If the tensors are not one (1, 48, 48, 1) input and one (1, 7) output.

@@ -89,11 +89,11 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
     Nothing is stored or sent unless an option asks for it. Exit status 1 if a file or folder shows no face at all.
     """
     from maskfer_edge.quiet import quiet_native_libraries
-    from maskfer_edge.running import opened
+    from maskfer_edge.running import open_run
 
     settings = run_settings(config, given)
-    with _Signals() as signals, opened(settings, say, _leave, quiet_native_libraries) as run:
-        signals.take(run.capture)
+    with _Signals() as signals, open_run(settings, say, _terminate, quiet_native_libraries) as run:
+        signals.attach(run.capture)
         for _ in run.results():
             pass
     _say_summary(run.meter, run.settings)
@@ -103,7 +103,7 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
         say(f"maskfer-edge: stopped before the end of {without_secrets(run.settings.source)}")
         raise typer.Exit(130)
     if has_end and not run.meter.frames_with_faces:
-        frames = _counted(run.meter.frames, "frame")
+        frames = _with_noun(run.meter.frames, "frame")
         say(f"maskfer-edge: no face found in {frames} of {without_secrets(run.settings.source)}")
         raise typer.Exit(1)
 
@@ -186,7 +186,7 @@ def bench_command(
     warm = f", {report.celsius:.0f} °C" if report.celsius is not None else ""
     print_result(f"{report.cpu}{f', {report.governor}' if report.governor else ''}{warm}")
     print_result(
-        f"{report.source}: {_counted(count, 'frame')} of {width}×{height}, faces in each: {report.faces_a_frame:g}"
+        f"{report.source}: {_with_noun(count, 'frame')} of {width}×{height}, faces in each: {report.faces_a_frame:g}"
     )
     print_result(f"{'frames a second':26}{report.fps:9.1f}")
     if report.naive_fps:
@@ -206,7 +206,7 @@ def bench_command(
 def run_settings(config: Path | None, given: dict[str, Any]) -> RunSettings:
     """Settings of a run by a file and by flags, which win."""
     settings = RunSettings(**read_settings(RunSettings, config, given))
-    settings.check_kept({"settings": str(config or "")})
+    settings.check_inputs_kept({"settings": str(config or "")})
     return settings
 
 
@@ -238,23 +238,23 @@ def predict_command(
         raise InputError("with --crop nothing is looked for; leave out --detector and --detector-model")
     with quiet_native_libraries():
         classifier = open_classifier(model, runtime, mirror=mirror)
-        finder = FakeDetector() if crop else open_detector(detector, model_path=detector_model, runtime=runtime)
+        face_detector = FakeDetector() if crop else open_detector(detector, model_path=detector_model, runtime=runtime)
     results: dict[str, Any] = {}
-    found = unread = 0
+    found = unreadable = 0
     for path in images:
         try:
             with quiet_native_libraries():
                 image = read_picture(path)
         except InputError as error:
             say(f"maskfer-edge: {error}")
-            unread += 1
+            unreadable += 1
             continue
         height, width = image.shape[:2]
         if crop:
-            finder = FakeDetector([Detection((0, 0, width, height), 1.0)])
+            face_detector = FakeDetector([Detection((0, 0, width, height), 1.0)])
         # a tracker of its own: faces of different pictures have nothing to do with each other
         tracker = Tracker(min_confidence=min_confidence)
-        faces = Pipeline(finder, classifier, tracker, margin=0.0 if crop else None).faces(image, 0)
+        faces = Pipeline(face_detector, classifier, tracker, margin=0.0 if crop else None).faces(image, 0)
         found += len(faces)
         results[str(path)] = faces
         if not json_:
@@ -267,7 +267,7 @@ def predict_command(
         print_json({path: [vars(face) for face in faces] for path, faces in results.items()})
     if results and not found:
         say("maskfer-edge: no face found; if the pictures are face crops already, give --crop")
-    if unread or not found:
+    if unreadable or not found:
         raise typer.Exit(1)
 
 
@@ -286,20 +286,20 @@ class _Signals:
         numbers = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's wish
             numbers.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._end) for number in numbers}
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def take(self, capture: Capture) -> None:
+    def attach(self, capture: Capture) -> None:
         """From now on end its frames. Before there is one, KeyboardInterrupt closes again what was opened."""
         self._capture = capture
         if self.received:
             capture.stop()
 
-    def _end(self, number: int, frame: object) -> None:
+    def _handle(self, number: int, frame: object) -> None:
         if self.received:  # a second one must not cut the closing short
             return
         self.received = True
@@ -308,7 +308,7 @@ class _Signals:
         self._capture.stop()
 
 
-def _leave(error: MaskferError) -> None:
+def _terminate(error: MaskferError) -> None:
     """End the process from a thread beside the main one, which hangs in native code and never sees an exception."""
     say(f"maskfer-edge: {error}")
     os._exit(1)
@@ -318,21 +318,21 @@ def _say_summary(meter: HealthMeter, settings: RunSettings) -> None:
     health = meter.snapshot()
     rate = health.frames / health.seconds if health.seconds else 0.0
     passed_over = f", {health.dropped} passed over for newer ones" if health.dropped else ""
-    losses = f", camera lost {_counted(health.losses, 'time')}" if health.losses else ""
-    took = f"{_counted(health.frames, 'frame')} in {health.seconds:.1f} s ({rate:.0f} a second)"
-    say(f"{without_secrets(settings.source)}: {took}{passed_over}{losses}")
+    losses = f", camera lost {_with_noun(health.losses, 'time')}" if health.losses else ""
+    processed = f"{_with_noun(health.frames, 'frame')} in {health.seconds:.1f} s ({rate:.0f} a second)"
+    say(f"{without_secrets(settings.source)}: {processed}{passed_over}{losses}")
     shown = ", ".join(f"{name} {count}" for name, count in meter.expressions.most_common())
-    say(f"  faces in {_counted(meter.frames_with_faces, 'frame')}{': ' + shown if shown else ''}")
+    say(f"  faces in {_with_noun(meter.frames_with_faces, 'frame')}{': ' + shown if shown else ''}")
     for name, drops in health.output_drops.items():
         if drops:
-            say(f"  {name} missed {_counted(drops, 'result')}")
+            say(f"  {name} missed {_with_noun(drops, 'result')}")
     for path in (settings.jsonl, settings.csv, settings.record):
         if path and health.frames and Path(path).exists():
             say(f"  wrote {path}")
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _with_noun(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def main() -> None:

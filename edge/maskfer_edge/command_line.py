@@ -50,8 +50,8 @@ def run_app(app: typer.Typer, name: str) -> None:
             say(f"{name}: interrupted")
         raise
     except OSError as error:  # a full disk, a lost mount: whatever no writer has named already
-        what = f"{error.filename}: " if error.filename else ""
-        say(f"{name}: {what}{error.strerror or error}")
+        prefix = f"{error.filename}: " if error.filename else ""
+        say(f"{name}: {prefix}{error.strerror or error}")
         sys.exit(1)
 
 

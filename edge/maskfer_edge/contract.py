@@ -70,7 +70,7 @@ def preprocess(image: UInt8Array, box_xywh: Box, margin: float = 0.0, size: int 
     return np.asarray(cv2.resize(crop, (size, size), interpolation=interpolation), dtype=np.uint8)
 
 
-def preprocess_whole(image: UInt8Array, size: int = INPUT_SIZE) -> UInt8Array:
+def preprocess_crop(image: UInt8Array, size: int = INPUT_SIZE) -> UInt8Array:
     """`preprocess` for a picture that is a face crop already: the box is the whole picture."""
     height, width = image.shape[:2]
     return preprocess(image, (0, 0, width, height), size=size)

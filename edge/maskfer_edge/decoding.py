@@ -25,13 +25,13 @@ def decode(data: bytes, name: str) -> UInt8Array:
         transparent PNG, WebP and GIF laid on white.
 
     Raises:
-        InputError: If the bytes are no whole picture, or one too large for memory.
+        InputError: If the bytes are no valid picture, or one too large for memory.
     """
     if not data:
         raise InputError(f"{name} is empty (0 bytes)")
     data = _without_animation(data)
     try:
-        image = None if _is_cut(data) else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        image = None if _is_truncated(data) else cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is not None and data.startswith((b"\x89PNG", b"RIFF", b"GIF8")):
             image = _on_white(image, data)
     except cv2.error as error:
@@ -47,7 +47,7 @@ def decode(data: bytes, name: str) -> UInt8Array:
 
 
 def _without_animation(data: bytes) -> bytes:
-    """A PNG without the chunk that says it moves: damaged animations crash OpenCV 4.12 to 4.14 (opencv issue 27744)."""
+    """A PNG without its animation chunk: damaged animations crash OpenCV 4.12 to 4.14 (opencv issue 27744)."""
     if not data.startswith(b"\x89PNG"):
         return data
     kind = data.find(b"acTL", 0, data.find(b"IDAT"))
@@ -55,8 +55,8 @@ def _without_animation(data: bytes) -> bytes:
     return data if kind < 4 else data[: kind - 4] + data[kind + 16 :]
 
 
-def _is_cut(data: bytes) -> bool:
-    """Whether a JPEG or PNG has no end.
+def _is_truncated(data: bytes) -> bool:
+    """Whether a JPEG or PNG has no end marker.
 
     Before 4.11 OpenCV fills the missing part of a JPEG with what its memory held, and says nothing; of a PNG's
     libpng writes a line of its own to stderr.
@@ -82,13 +82,13 @@ def _on_white(image: UInt8Array, data: bytes) -> UInt8Array:
     """
     if data.startswith(b"\x89PNG") and not (data[25] & 4 or b"tRNS" in data):
         return image  # no transparency: spare the second decoding
-    whole = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if whole is None or whole.ndim != 3 or whole.shape[2] != 4:
+    layers = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if layers is None or layers.ndim != 3 or layers.shape[2] != 4:
         return image
-    if whole.dtype == np.uint16:
-        whole = (whole >> 8).astype(np.uint8)
+    if layers.dtype == np.uint16:
+        layers = (layers >> 8).astype(np.uint8)
     # only IMREAD_COLOR turns by EXIF: find the turn that it made
-    turned = (np.rot90(side, times) for side in (whole, whole.swapaxes(0, 1)) for times in range(4))
+    turned = (np.rot90(side, times) for side in (layers, layers.swapaxes(0, 1)) for times in range(4))
     match = next((turn for turn in turned if np.array_equal(turn[..., :3], image)), None)
     if match is None:
         return image

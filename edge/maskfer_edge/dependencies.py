@@ -47,5 +47,5 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        what = error.name or " ".join(str(error).split())[:200]
-        raise DependencyError(f"{what} is not installed; run: pip install 'maskfer[{name}]'") from error
+        module = error.name or " ".join(str(error).split())[:200]
+        raise DependencyError(f"{module} is not installed; run: pip install 'maskfer[{name}]'") from error

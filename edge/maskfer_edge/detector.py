@@ -1,4 +1,4 @@
-"""Where the faces are in a frame."""
+"""Face detection: where the faces are in a frame."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from maskfer_edge.runtime import AUTO
 
 # Frames are searched at no more than this size, unless another is asked for; larger ones are made smaller first.
 SEARCH_SIDE = 640
-# Near a face that is known: how far around its box, as a share of its side; at what size in pixels; and of what
-# sizes, as shares of its own.
-AROUND, NEAR_FACE, NEAR_SIZES = 0.35, 56, (0.75, 1.35)
-# Boxes that overlap so much are one face.
-SAME_FACE = 0.4
+# Region of interest around a known face: its margin as a share of the face's side; the side in pixels to which the face
+# is scaled; and the range of sizes that is searched, as shares of its own.
+ROI_MARGIN, ROI_FACE_PX, ROI_SCALES = 0.35, 56, (0.75, 1.35)
+# Boxes with this intersection over union are one face.
+NMS_IOU = 0.4
 YUNET_THRESHOLD = 0.6
 YUNET_REMEDY = "get face_detection_yunet_2023mar.onnx from OpenCV's model zoo"
 
@@ -32,11 +32,11 @@ Equalisation = Literal["none", "histogram", "clahe"]
 
 @dataclass(frozen=True)
 class Detection:
-    """A face.
+    """A detected face.
 
     Attributes:
         box: Left, top, width, height in pixels of the frame.
-        score: On the detector's own scale; higher is surer.
+        score: On the detector's own scale; higher is more confident.
         readable: Whether it is large enough to hold an expression; else it is only to be blurred.
     """
 
@@ -56,14 +56,14 @@ class Detector(ABC):
 
         Args:
             image: (height, width, 3) uint8, B,G,R, or (height, width) grey.
-            near: Boxes where faces are expected: only there need a detector look that has much to gain by it. Empty:
+            near: Boxes where faces are expected: a detector that gains much by it may search only there. Empty: search
                 everywhere.
 
         Returns:
             Faces, their boxes in pixels of the picture.
         """
 
-    def find(self, image: UInt8Array, smaller: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+    def detect(self, image: UInt8Array, smaller: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find the faces of a picture of which a smaller copy, which costs less to search, is at hand.
 
         Args:
@@ -80,7 +80,7 @@ class Detector(ABC):
 
 
 class FakeDetector(Detector):
-    """Finds what it is told, whatever the picture."""
+    """Returns given detections, whatever the picture."""
 
     name = "haar"
 
@@ -138,42 +138,42 @@ class HaarDetector(Detector):
     def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find faces; `score` is how many windows agreed."""
         grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
-        grey, shrink = _shrunk(grey, self.search_side)
+        grey, shrink = _downscaled(grey, self.search_side)
         if self.equalisation != "none":
-            evened = cv2.equalizeHist(grey) if self.equalisation == "histogram" else self._clahe.apply(grey)
-            grey = np.asarray(evened, dtype=np.uint8)
+            equalised = cv2.equalizeHist(grey) if self.equalisation == "histogram" else self._clahe.apply(grey)
+            grey = np.asarray(equalised, dtype=np.uint8)
         if not near:
             found = self._search(grey, self.min_face, 0)
         else:
             found = []
             for x, y, w, h in near:
-                for detection in self._search_near(grey, (x / shrink, y / shrink, w / shrink, h / shrink)):
-                    if all(overlap(detection.box, other.box) < SAME_FACE for other in found):
+                for detection in self._search_roi(grey, (x / shrink, y / shrink, w / shrink, h / shrink)):
+                    if all(iou(detection.box, other.box) < NMS_IOU for other in found):
                         found.append(detection)
         return [replace(face, box=scaled(face.box, shrink)) for face in found]
 
-    def _search_near(self, grey: UInt8Array, box: tuple[float, float, float, float]) -> list[Detection]:
+    def _search_roi(self, grey: UInt8Array, box: tuple[float, float, float, float]) -> list[Detection]:
         """Look for a face of about that size around a box."""
         x, y, w, h = box
         side = max(w, h)
-        left, top = max(0, round(x - side * AROUND)), max(0, round(y - side * AROUND))
-        part = grey[top : max(0, round(y + h + side * AROUND)), left : max(0, round(x + w + side * AROUND))]
-        if min(part.shape) < 2:
+        left, top = max(0, round(x - side * ROI_MARGIN)), max(0, round(y - side * ROI_MARGIN))
+        roi = grey[top : max(0, round(y + h + side * ROI_MARGIN)), left : max(0, round(x + w + side * ROI_MARGIN))]
+        if min(roi.shape) < 2:
             return []
         # the cascade's own window is 20 pixels; at twice to thrice that a face is found as well as at any size
-        part, shrink = _shrunk(part, max(part.shape) * NEAR_FACE / side)
-        found = self._search(part, *(round(side * share / shrink) for share in NEAR_SIZES))
+        roi, shrink = _downscaled(roi, max(roi.shape) * ROI_FACE_PX / side)
+        found = self._search(roi, *(round(side * share / shrink) for share in ROI_SCALES))
         moved = [(*scaled(d.box, shrink), d.score) for d in found]
         return [Detection((x + left, y + top, w, h), score) for x, y, w, h, score in moved]
 
-    def _search(self, grey: UInt8Array, least: int, most: int) -> list[Detection]:
-        """Faces between `least` and `most` pixels wide; most 0: of any size."""
+    def _search(self, grey: UInt8Array, min_side: int, max_side: int) -> list[Detection]:
+        """Faces between `min_side` and `max_side` pixels wide; maximum 0: of any size."""
         boxes, counts = self._cascade.detectMultiScale2(
             grey,
             scaleFactor=self.scale_factor,
             minNeighbors=self.min_neighbors,
-            minSize=(least, least),
-            maxSize=(most, most),
+            minSize=(min_side, min_side),
+            maxSize=(max_side, max_side),
         )
         return [
             Detection((int(x), int(y), int(w), int(h)), float(count))
@@ -181,10 +181,10 @@ class HaarDetector(Detector):
         ]
 
 
-def _shrunk(image: UInt8Array, most_side: float) -> tuple[UInt8Array, float]:
-    """A picture no longer or wider than `most_side` pixels, and how many times smaller it is than it was."""
+def _downscaled(image: UInt8Array, max_side: float) -> tuple[UInt8Array, float]:
+    """A picture no longer or wider than `max_side` pixels, and how many times smaller it is than it was."""
     height, width = image.shape[:2]
-    shrink = max(1.0, max(height, width) / most_side)
+    shrink = max(1.0, max(height, width) / max_side)
     if shrink > 1:
         size_wh = (max(1, round(width / shrink)), max(1, round(height / shrink)))
         image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
@@ -213,7 +213,7 @@ class YunetDetector(Detector):
         Args:
             path: ONNX file, e.g. ``face_detection_yunet_2023mar.onnx`` of OpenCV's model zoo.
             search_side: Longest side in pixels of the frame as searched.
-            score_threshold: Score, 0 to 1, from which a face is believed.
+            score_threshold: Score, 0 to 1, from which a face is accepted.
 
         Raises:
             DependencyError: If this OpenCV has no FaceDetectorYN.
@@ -229,13 +229,13 @@ class YunetDetector(Detector):
             raise ModelError(f"{path} is not YuNet's model (.onnx); {YUNET_REMEDY}")
         self.search_side, self._path = search_side, path
         try:
-            self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, SAME_FACE)
+            self._network: Any = cv2.FaceDetectorYN.create(str(path), "", (320, 320), score_threshold, NMS_IOU)
         except cv2.error as error:
             raise self._refused(error) from error
 
     def __call__(self, image: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
         """Find faces everywhere; `score` is from 0 to 1. Raises ModelError if the file is another network's."""
-        smaller, shrink = _shrunk(image, self.search_side)
+        smaller, shrink = _downscaled(image, self.search_side)
         try:
             self._network.setInputSize(smaller.shape[1::-1])
             _, found = self._network.detect(cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR) if smaller.ndim == 2 else smaller)
@@ -256,14 +256,14 @@ class YunetDetector(Detector):
         )
 
 
-def overlap(a: Box, b: Box) -> float:
+def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes (left, top, width, height), 0 to 1."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
-    shared = width * height
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+    intersection = width * height
+    return intersection / (a[2] * a[3] + b[2] * b[3] - intersection)
 
 
 def _open_haar(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:
@@ -301,7 +301,7 @@ def open_detector(
 
     Args:
         name: ``haar``, ``learned`` or ``yunet``.
-        search_side: Longest side in pixels at which faces are looked for; the learned detector has a size of its own.
+        search_side: Longest side in pixels at which faces are searched; the learned detector has a size of its own.
         model_path: Its model file: for ``learned`` one of ours (None: the bundled one), for ``yunet`` an ONNX file,
             which must be named; for ``haar`` None.
         runtime: Of the learned detector; see `runtime.open_interpreter`.

@@ -20,7 +20,7 @@ from maskfer_edge import board, camera_list
 from maskfer_edge.errors import MaskferError
 
 HOT_CELSIUS = 80.0
-LEAST_MEMORY_MB, LEAST_DISK_MB = 100, 50
+MIN_MEMORY_MB, MIN_DISK_MB = 100, 50
 MEMINFO, DEV = Path("/proc/meminfo"), Path("/dev")
 OPENCV = "run: pip install 'opencv-python>=4.8,<5'"
 EXTRAS = {
@@ -30,7 +30,7 @@ EXTRAS = {
 }
 
 # Whether all is well, what was found, and what helps.
-Answer = tuple[bool, str, str]
+CheckResult = tuple[bool, str, str]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Finding:
     """The answer of one check.
 
     Attributes:
-        what: Was looked at.
+        what: The thing checked.
         good: False for what keeps maskfer from working, or soon will.
         found: One line.
         remedy: What helps, or could be had besides; "" if there is nothing to do.
@@ -61,7 +61,7 @@ def examine(model: Path | None = None) -> list[Finding]:
     Args:
         model: The model file to check; None: the bundled one.
     """
-    checks: dict[str, Callable[[], Answer]] = {
+    checks: dict[str, Callable[[], CheckResult]] = {
         "Python": _python,
         "numpy": _numpy,
         "OpenCV": _opencv,
@@ -83,7 +83,7 @@ def examine(model: Path | None = None) -> list[Finding]:
     return [_finding(what, check) for what, check in checks.items()]
 
 
-def _finding(what: str, check: Callable[[], Answer]) -> Finding:
+def _finding(what: str, check: Callable[[], CheckResult]) -> Finding:
     try:
         return Finding(what, *check())
     except MaskferError as error:
@@ -97,20 +97,20 @@ def _finding(what: str, check: Callable[[], Answer]) -> Finding:
 # Libraries are imported by the checks, so that one which cannot be loaded is a finding.
 
 
-def _python() -> Answer:
+def _python() -> CheckResult:
     good = sys.version_info >= (3, 11)
     found = f"{platform.python_version()}, {struct.calcsize('P') * 8} bits on {platform.machine()}"
     return good, found, "" if good else "install Python 3.11 or newer"
 
 
-def _numpy() -> Answer:
+def _numpy() -> CheckResult:
     import numpy as np
 
     good = tuple(map(int, np.__version__.split(".")[:2])) >= (1, 24)
     return good, np.__version__, "" if good else "run: pip install 'numpy>=1.24'"
 
 
-def _opencv() -> Answer:
+def _opencv() -> CheckResult:
     from maskfer_edge.dependencies import cv2
     from maskfer_edge.detector import HaarDetector
 
@@ -124,12 +124,12 @@ def _opencv() -> Answer:
     return True, f"{cv2.__version__} with its Haar cascade", ""
 
 
-def _opencv_build() -> Answer:
+def _opencv_build() -> CheckResult:
     from maskfer_edge.dependencies import cv2
 
-    said = cv2.getBuildInformation()
+    build_information = cv2.getBuildInformation()
     parts = ("GUI", "v4l/v4l2", "FFMPEG", "GStreamer")
-    built = {part: re.search(rf"^ *{part}: *(\S+)", said, re.MULTILINE | re.IGNORECASE) for part in parts}
+    built = {part: re.search(rf"^ *{part}: *(\S+)", build_information, re.MULTILINE | re.IGNORECASE) for part in parts}
     has = {part: line[1].upper() if line else "unknown" for part, line in built.items()}
     found = ", ".join(f"{part} {answer}" for part, answer in has.items())
     if has["v4l/v4l2"] == "NO":
@@ -142,7 +142,7 @@ def _opencv_build() -> Answer:
     return True, found, ""
 
 
-def _runtime() -> Answer:
+def _runtime() -> CheckResult:
     from maskfer_edge.runtime import AUTO, RUNTIMES
 
     _classify(AUTO)
@@ -150,7 +150,7 @@ def _runtime() -> Answer:
     return True, f"the bundled model reads a face on {', '.join(working)}", ""
 
 
-def _classify(runtime: str) -> Answer:
+def _classify(runtime: str) -> CheckResult:
     import numpy as np
 
     from maskfer_edge.classifier import Classifier, default_model
@@ -160,7 +160,7 @@ def _classify(runtime: str) -> Answer:
     return True, "", ""
 
 
-def _model(path: Path | None) -> Answer:
+def _model(path: Path | None) -> CheckResult:
     from maskfer_edge.classifier import open_classifier
 
     model = open_classifier(path).model
@@ -173,7 +173,7 @@ def _model(path: Path | None) -> Answer:
     return True, f"{model.name} is whole: " + ", ".join([model.info.architecture, kind, *accuracies]), ""
 
 
-def _detector() -> Answer:
+def _detector() -> CheckResult:
     import numpy as np
 
     from maskfer_edge.learned_detector import open_learned_detector
@@ -184,13 +184,13 @@ def _detector() -> Answer:
     return True, f"{detector.model.name} works", ""
 
 
-def _picamera2() -> Answer:
+def _picamera2() -> CheckResult:
     if find_spec("picamera2") is None:
         return True, "not installed; only the Raspberry Pi's own camera needs it", camera_list.PICAMERA2_INSTALL
     return True, f"knows {len(camera_list.ask_picamera2())} cameras, with numpy {version('numpy')}", ""
 
 
-def _cameras() -> Answer:
+def _cameras() -> CheckResult:
     cameras = camera_list.list_cameras()
     found = ", ".join(f"{c.source} ({': '.join(filter(None, (c.name, c.detail)))})" for c in cameras)
     return (
@@ -200,7 +200,7 @@ def _cameras() -> Answer:
     )
 
 
-def _permission() -> Answer:
+def _permission() -> CheckResult:
     nodes = sorted(DEV.glob("video*"))
     closed = [node for node in nodes if not os.access(node, os.R_OK | os.W_OK)]
     if not closed:
@@ -211,7 +211,7 @@ def _permission() -> Answer:
     return False, found, "run: sudo usermod -aG video $USER, then log out and in again"
 
 
-def _display() -> Answer:
+def _display() -> CheckResult:
     return True, ", ".join(_screens()) or "none: runs headless", ""
 
 
@@ -219,14 +219,14 @@ def _screens() -> list[str]:
     return [f"{name}={os.environ[name]}" for name in ("DISPLAY", "WAYLAND_DISPLAY") if os.environ.get(name)]
 
 
-def _throttling() -> Answer:
+def _throttling() -> CheckResult:
     now, before = board.throttle_warnings(), board.throttled_since_boot()
     found = f"the board reports {', '.join(now) or 'nothing'}"
     found += f"; since it was started: {', '.join(before)}" if before else ""
     return not now, found, board.remedy_for(now or before)
 
 
-def _temperature() -> Answer:
+def _temperature() -> CheckResult:
     celsius = board.hottest_celsius()
     if celsius is None:
         return True, "cannot be read here", ""
@@ -234,29 +234,29 @@ def _temperature() -> Answer:
     return good, f"{celsius:.0f} °C", "" if good else "cool it: a heat sink, a fan, or a place with more air"
 
 
-def _governor() -> Answer:
+def _governor() -> CheckResult:
     # what Linux calls powersave keeps an ARM core at its lowest clock, but not a PC's
     slow = board.governor() == "powersave" and platform.machine().startswith(("arm", "aarch64"))
     remedy = "run: echo ondemand | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor" if slow else ""
     return True, f"{board.governor() or 'cannot be read here'} on {board.cpu_name()}", remedy
 
 
-def _disk() -> Answer:
+def _disk() -> CheckResult:
     free_mb = shutil.disk_usage(Path.cwd()).free / 1e6
-    good = free_mb >= LEAST_DISK_MB
+    good = free_mb >= MIN_DISK_MB
     return good, f"{free_mb:.0f} MB in {Path.cwd()}", "" if good else "free some space, or record to another folder"
 
 
-def _memory() -> Answer:
+def _memory() -> CheckResult:
     available = re.search(r"^MemAvailable: *(\d+) kB", MEMINFO.read_text(), re.MULTILINE)
     if available is None:
         return True, "cannot be read here", ""
     free_mb = int(available[1]) * 1024 / 1e6
-    good = free_mb >= LEAST_MEMORY_MB
+    good = free_mb >= MIN_MEMORY_MB
     return good, f"{free_mb:.0f} MB", "" if good else "end other programs (on a small board, the desktop)"
 
 
-def _extra(package: str, use: str) -> Answer:
+def _extra(package: str, use: str) -> CheckResult:
     try:
         return True, version(package), ""
     except PackageNotFoundError:

@@ -71,8 +71,8 @@ def annotate(image: UInt8Array, result: FrameResult, *, blur: bool = False) -> U
 def _pixelate(image: UInt8Array, box: tuple[int, int, int, int]) -> None:
     """Make a part of a picture, in place, of a few large squares."""
     x, y, w, h = box
-    more_x, more_y = round(w * BLUR_MARGIN), round(h * BLUR_MARGIN)
-    part = image[max(0, y - more_y) : max(0, y + h + more_y), max(0, x - more_x) : max(0, x + w + more_x)]
-    if part.size:
-        cells = cv2.resize(part, (BLUR_CELLS, BLUR_CELLS), interpolation=cv2.INTER_AREA)
-        part[:] = cv2.resize(cells, part.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    margin_x, margin_y = round(w * BLUR_MARGIN), round(h * BLUR_MARGIN)
+    roi = image[max(0, y - margin_y) : max(0, y + h + margin_y), max(0, x - margin_x) : max(0, x + w + margin_x)]
+    if roi.size:
+        cells = cv2.resize(roi, (BLUR_CELLS, BLUR_CELLS), interpolation=cv2.INTER_AREA)
+        roi[:] = cv2.resize(cells, roi.shape[1::-1], interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and that one run writes at a time."""
+"""Atomic writes, and locks so that one run writes a file at a time."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import IO
 
 from maskfer_edge.errors import InputError, OutputError
 
-# How many are kept of a file that is begun anew now and then.
-OLDER_FILES = 5
+# How many old files a rotated file keeps.
+ROTATED_FILES = 5
 
 
-def check_free(path: Path, overwrite: bool = False) -> None:
+def check_writable(path: Path, overwrite: bool = False) -> None:
     """Refuse early, before long work, an output that could not be written at the end.
 
     Raises:
@@ -37,21 +37,21 @@ def check_free(path: Path, overwrite: bool = False) -> None:
         raise OutputError(f"{folder} cannot be written to; name another output")
 
 
-def check_makeable(folder: Path) -> None:
+def check_creatable(folder: Path) -> None:
     """Refuse early, before long work, a folder that could not be made at the end.
 
     Raises:
         OutputError: If what is there of its path is no folder, or cannot be written to.
     """
-    there = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not there.is_dir():
-        raise OutputError(f"{folder} cannot be made: {there} is no folder; name another")
-    if not os.access(there, os.W_OK):
-        raise OutputError(f"{folder} cannot be made: {there} cannot be written to; name another")
+    ancestor = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not ancestor.is_dir():
+        raise OutputError(f"{folder} cannot be made: {ancestor} is no folder; name another")
+    if not os.access(ancestor, os.W_OK):
+        raise OutputError(f"{folder} cannot be made: {ancestor} cannot be written to; name another")
 
 
 @contextmanager
-def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """Give a temporary name beside `path` that becomes `path` if the block succeeds.
 
     The temporary name keeps the suffix, as some writers choose the format by it. After a power cut there is
@@ -60,7 +60,7 @@ def whole_file(path: Path, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         OutputError: If `path` exists and `overwrite` is false, or writing fails (disk full).
     """
-    check_free(path, overwrite)
+    check_writable(path, overwrite)
     partial = path.with_name(_partial_name(path, secrets.token_hex(4)))
     try:
         yield partial
@@ -90,7 +90,7 @@ def _partial_name(path: Path, digits: str) -> str:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside `path`, in which it grows whole; it goes at the end, whatever ends the block.
+    """Make a temporary folder beside `path`, to fill before it is renamed; removed at the end, whatever ends the block.
 
     Not tempfile's: a signal that comes while that makes its folder leaves the folder behind.
 
@@ -105,9 +105,9 @@ def folder_beside(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def older_names(path: str) -> list[str]:
-    """What a file that is begun anew now and then leaves behind: PATH.1, the newest, to PATH.5."""
-    return [f"{path}.{number}" for number in range(1, OLDER_FILES + 1)]
+def rotated_names(path: str) -> list[str]:
+    """Names of the old files of a rotated file: PATH.1, the newest, to PATH.5."""
+    return [f"{path}.{number}" for number in range(1, ROTATED_FILES + 1)]
 
 
 def lock(file: IO[bytes], path: Path) -> None:
@@ -124,34 +124,34 @@ def lock(file: IO[bytes], path: Path) -> None:
         return
 
 
-def remove_left(path: Path, after_s: float) -> None:
-    """Remove what killed programs left of `path` under `whole_file`'s temporary names, unwritten for `after_s`."""
+def remove_abandoned(path: Path, after_s: float) -> None:
+    """Remove what killed programs left of `path` under `atomic_file`'s temporary names, unwritten for `after_s`."""
     if path.parent.is_dir():
-        for left in path.parent.glob(_partial_name(Path(glob.escape(path.name)), "[0-9a-f]" * 8)):
+        for leftover in path.parent.glob(_partial_name(Path(glob.escape(path.name)), "[0-9a-f]" * 8)):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > after_s:  # else another may still write it
-                    left.unlink()
+                if time.time() - leftover.stat().st_mtime > after_s:  # else another may still write it
+                    leftover.unlink()
 
 
-def write_whole(path: Path, content: bytes | str, overwrite: bool = False) -> None:
-    """Write `content` to `path` by way of `whole_file`; text as UTF-8."""
-    with whole_file(path, overwrite) as partial:
+def write_atomically(path: Path, content: bytes | str, overwrite: bool = False) -> None:
+    """Write `content` to `path` by way of `atomic_file`; text as UTF-8."""
+    with atomic_file(path, overwrite) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def sync_folder(folder: Path) -> None:
     """Make what was renamed, linked or made in a folder outlast a power cut. Raises OSError."""
     try:
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:  # a folder that may be written to but not read
         return
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot
             raise
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def read_bytes(path: Path) -> bytes:

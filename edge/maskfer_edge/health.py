@@ -45,7 +45,7 @@ class Health:
         latency_ms: By stage: ``detect`` (of frames that were searched), ``classify``, ``result`` (both and what lies
             between), ``age`` (from the frame's capture to its result).
         output_drops: Output to how many frames it was too slow for.
-        warnings: What the board says of itself, e.g. under-voltage.
+        warnings: The board's warnings, e.g. under-voltage.
         put_back: Kinds of installed models whose newest failed on trial, so that the last good one runs.
     """
 
@@ -84,7 +84,7 @@ class HealthMeter:
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
-        self._finished: deque[float] = deque(maxlen=WINDOW)
+        self._result_times: deque[float] = deque(maxlen=WINDOW)
         self._stages: dict[str, deque[float]] = {}
         self._faces = 0
 
@@ -100,26 +100,26 @@ class HealthMeter:
             self._faces = len(result.faces)
             self.frames_with_faces += bool(result.faces)
             self.expressions.update(face.expression for face in result.faces)
-            self._finished.append(time.monotonic())
-            for stage, took in stages_ms.items():
-                self._stages.setdefault(stage, deque(maxlen=WINDOW)).append(took)
+            self._result_times.append(time.monotonic())
+            for stage, duration_ms in stages_ms.items():
+                self._stages.setdefault(stage, deque(maxlen=WINDOW)).append(duration_ms)
 
     def snapshot(self) -> Health:
         """The state at this moment."""
         now = time.monotonic()
         dropped, losses, lost = self.capture_state()
         with self._lock:
-            frames = len(self._finished) - 1
-            span = self._finished[-1] - self._finished[0] if frames > 0 else 0.0
-            if frames > 0 and now - self._finished[-1] > max(1.0, 2 * span / frames):  # nothing flows
-                span = now - self._finished[0]
+            frames = len(self._result_times) - 1
+            span = self._result_times[-1] - self._result_times[0] if frames > 0 else 0.0
+            if frames > 0 and now - self._result_times[-1] > max(1.0, 2 * span / frames):  # nothing flows
+                span = now - self._result_times[0]
             stages = {stage: np.percentile(times, (50, 95)) for stage, times in self._stages.items()}
             return Health(
                 seconds=round(now - self._started, 1),
                 frames=self.frames,
                 fps=round(frames / span, 1) if span else 0.0,
                 faces=self._faces,
-                frame_age_s=round(now - self._finished[-1], 3) if self._finished else None,
+                frame_age_s=round(now - self._result_times[-1], 3) if self._result_times else None,
                 dropped=dropped,
                 losses=losses,
                 lost=lost,

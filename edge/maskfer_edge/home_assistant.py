@@ -1,4 +1,4 @@
-"""What Home Assistant is told over MQTT, so that it shows a camera's expressions by itself."""
+"""Home Assistant's discovery messages over MQTT, so that it shows a camera's expressions by itself."""
 
 from __future__ import annotations
 

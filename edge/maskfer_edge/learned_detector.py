@@ -1,4 +1,4 @@
-"""Faces by a quantised network that was trained on masked ones too, and a second one that looks at each again.
+"""Face detection by a quantised network that was trained on masked faces too, and a second one that rescores.
 
 The network follows CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019): for each cell of a coarse grid it
 says how likely a face's centre lies in it, where in it, and how large that face is.
@@ -16,24 +16,24 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import SAME_FACE, Box, Detection, Detector
+from maskfer_edge.detector import NMS_IOU, Box, Detection, Detector
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.model_file import DetectorModel, load_detector_model
-from maskfer_edge.rescorer import CANDIDATE, Rescorer
+from maskfer_edge.rescorer import CANDIDATE_SCORE, Rescorer
 from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
 DEFAULT_DETECTOR = "detector-int8.tflite"
 # What surrounds a picture whose shape is not the network's.
 PADDING = 127
-# Small pictures are enlarged no further: more pixels would say nothing new.
-MOST_ENLARGED = 2.0
-# Of the surest cells; more faces than fit a picture.
-MOST_CANDIDATES = 64
+# Small pictures are enlarged no further: more pixels would add nothing new.
+MAX_UPSCALING = 2.0
+# Of the highest-scoring cells; more faces than fit a picture.
+MAX_CANDIDATES = 64
 # Share of the input's height that a face's side must have. Six in ten false boxes on the tuning half of the
 # photographs were smaller, and of so small a face no expression can be read.
-LEAST_SHARE = 1 / 12
+MIN_FACE_SHARE = 1 / 12
 # Logarithm of a face's side in cells, either way: beyond, the exponential of a bad network would have no end or be 0.
-MOST_LOG_SIZE = 6.0
+MAX_LOG_SIZE = 6.0
 NEIGHBOURS = np.ones((3, 3), dtype=np.uint8)
 
 
@@ -75,7 +75,7 @@ class Placement(NamedTuple):
 def letterbox(image: UInt8Array, out: UInt8Array) -> Placement:
     """Put a picture, grey and as large as fits undistorted, into the middle of an array that is else `PADDING`.
 
-    It is made smaller by area interpolation, or larger bilinearly, at most `MOST_ENLARGED` times.
+    It is made smaller by area interpolation, or larger bilinearly, at most `MAX_UPSCALING` times.
 
     Args:
         image: (height, width, 3) uint8, B,G,R, or (height, width) grey; not empty.
@@ -86,7 +86,7 @@ def letterbox(image: UInt8Array, out: UInt8Array) -> Placement:
     """
     height, width = image.shape[:2]
     out_height, out_width = out.shape
-    scale = min(out_width / width, out_height / height, MOST_ENLARGED)
+    scale = min(out_width / width, out_height / height, MAX_UPSCALING)
     placed_w, placed_h = (max(1, round(side * scale)) for side in (width, height))
     left, top = (out_width - placed_w) // 2, (out_height - placed_h) // 2
     if (placed_h, placed_w) != out.shape:
@@ -103,40 +103,40 @@ def letterbox(image: UInt8Array, out: UInt8Array) -> Placement:
 
 
 def decode(
-    heat: FloatArray, boxes: FloatArray, stride: int, threshold: float, least_side: float = 0.0
+    heat: FloatArray, boxes: FloatArray, stride: int, threshold: float, min_side: float = 0.0
 ) -> tuple[FloatArray, FloatArray]:
-    """The faces in a network's output.
+    """Decode a network's output into faces, with non-maximum suppression.
 
-    A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `MOST_CANDIDATES`
-    hottest, those are left out whose box shares more than `SAME_FACE` (intersection over union) with a hotter one's.
+    A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `MAX_CANDIDATES`
+    hottest, those are left out whose box shares more than `NMS_IOU` (intersection over union) with a hotter one's.
 
     Args:
         heat: (h, w) float32, 0 to 1: how likely a face's centre lies in each cell.
         boxes: (h, w, 4) float32: the centre's offset to the right of and below the cell's own, in cells, and the
             logarithms of the face's width and height in cells.
         stride: Side of a cell in pixels of the network's input.
-        threshold: Least heat of a face.
-        least_side: Least side of a face (square root of its box's area) in pixels of the input.
+        threshold: Minimum heat of a face.
+        min_side: Minimum side of a face (square root of its box's area) in pixels of the input.
 
     Returns:
         (n, 4) float32 boxes (left, top, width, height) in pixels of the input, and their (n,) float32 scores, the
-        surest first.
+        highest first.
     """
-    hot = heat >= threshold
-    if not hot.any():
+    above = heat >= threshold
+    if not above.any():
         return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.float32)
-    rows, columns = np.nonzero(hot & (heat >= cv2.dilate(heat, NEIGHBOURS)))
+    rows, columns = np.nonzero(above & (heat >= cv2.dilate(heat, NEIGHBOURS)))
     scores = heat[rows, columns]
-    surest = np.argsort(-scores, kind="stable")[:MOST_CANDIDATES]
-    rows, columns, scores = rows[surest], columns[surest], scores[surest]
+    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    rows, columns, scores = rows[order], columns[order], scores[order]
     dx, dy, *log_sizes = boxes[rows, columns].T
-    width, height = np.exp(np.maximum(np.minimum(log_sizes, MOST_LOG_SIZE), -MOST_LOG_SIZE))
+    width, height = np.exp(np.maximum(np.minimum(log_sizes, MAX_LOG_SIZE), -MAX_LOG_SIZE))
     left, top = columns + np.float32(0.5) + dx - width / 2, rows + np.float32(0.5) + dy - height / 2
     found = (np.stack([left, top, width, height], axis=1) * stride).astype(np.float32)
     # a float network's NaN is no face
-    real = np.isfinite(found).all(axis=1) & (found[:, 2] * found[:, 3] >= least_side**2)
-    found, scores = found[real], scores[real]
-    kept = np.asarray(cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), 0.0, SAME_FACE), dtype=np.intp)
+    valid = np.isfinite(found).all(axis=1) & (found[:, 2] * found[:, 3] >= min_side**2)
+    found, scores = found[valid], scores[valid]
+    kept = np.asarray(cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), 0.0, NMS_IOU), dtype=np.intp)
     return found[kept], scores[kept]
 
 
@@ -145,9 +145,9 @@ class LearnedDetector(Detector):
 
     Attributes:
         model: The opened model.
-        score_threshold: Least score of a face; may be changed.
-        keeps_small: Whether faces smaller than `LEAST_SHARE`, and those of a crowd that get no second look else, are
-            given as well, as not readable; may be changed.
+        score_threshold: Minimum score of a face; may be changed.
+        keep_small: Whether faces smaller than `MIN_FACE_SHARE`, and those of a crowd that would not be rescored, are
+            returned as well, as not readable; may be changed.
     """
 
     name = "learned"
@@ -161,7 +161,7 @@ class LearnedDetector(Detector):
             model: What to open.
             runtime: See `runtime.open_interpreter`.
             threads: Likewise.
-            score_threshold: Least score of a face, 0 to 1; None: the model file's.
+            score_threshold: Minimum score of a face, 0 to 1; None: the model file's.
 
         Raises:
             ModelError: If the tensors are not one (1, H, W, 1) input, and the outputs (1, h, w, 1) and (1, h, w, 4), or
@@ -170,15 +170,15 @@ class LearnedDetector(Detector):
         """
         self.model = model
         self.score_threshold = model.info.score_threshold if score_threshold is None else score_threshold
-        self.keeps_small = False
+        self.keep_small = False
         self._interpreter = open_interpreter(model.flatbuffer, runtime, threads, model.name)
         (width, height), stride = model.info.input_size_wh, model.info.stride
         self._input, self._heat, self._boxes = self._checked_tensors(width, height, stride)
         self._grey = np.empty((height, width), dtype=np.uint8)
         self._codes = codes_of_pixels(self._input)
         # as the converter makes it, a pixel is its own code, and the grey picture is the tensor
-        self._plain = self._codes.dtype == np.uint8 and bool((self._codes == np.arange(256)).all())
-        coded = self._grey if self._plain else np.empty((height, width), dtype=self._codes.dtype)
+        self._identity_codes = self._codes.dtype == np.uint8 and bool((self._codes == np.arange(256)).all())
+        coded = self._grey if self._identity_codes else np.empty((height, width), dtype=self._codes.dtype)
         self._tensor = coded[None, ..., None]
         self._rescorer = Rescorer(model.rescorer, runtime, threads, model.name) if model.rescorer else None
 
@@ -187,49 +187,49 @@ class LearnedDetector(Detector):
 
         Args:
             image: (height, width, 3) uint8, B,G,R, or (height, width) grey, of any size.
-            near: Left aside.
+            near: Ignored.
 
         Returns:
-            The faces, the surest first, and after them the small ones (see `keeps_small`), likewise.
+            The faces, the highest score first, and after them the small ones (see `keep_small`), likewise.
             Boxes are in whole pixels of the picture and may reach beyond it, but their centres do not; scores are
             from 0 to 1.
 
         Raises:
             InputError: If the picture is empty or of another type.
         """
-        return self.find(image, image)
+        return self.detect(image, image)
 
-    def find(self, image: UInt8Array, smaller: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
-        """As a call; the first network sees the smaller picture, a second look is taken at the larger one."""
+    def detect(self, image: UInt8Array, smaller: UInt8Array, near: Sequence[Box] = ()) -> list[Detection]:
+        """As a call; the first stage sees the smaller picture, the second stage crops from the larger one."""
         if image.dtype != np.uint8 or image.size == 0 or not (image.ndim == 2 or image.shape[2:] == (3,)):
             raise InputError(f"expected a uint8 picture, grey or B,G,R; received {image.dtype} of {image.shape}")
-        placed = letterbox(smaller, self._grey)
-        if not self._plain:
+        placement = letterbox(smaller, self._grey)
+        if not self._identity_codes:
             # any mode but the default writes without a copy between
             np.take(self._codes, self._grey, out=self._tensor[0, ..., 0], mode="clip")
         self._interpreter.set_tensor(self._input["index"], self._tensor)
         self._interpreter.invoke()
         heat, boxes = self._output(self._heat)[..., 0], self._output(self._boxes)
-        least_side = LEAST_SHARE * self._grey.shape[0]
-        threshold = CANDIDATE if self._rescorer else self.score_threshold
+        min_side = MIN_FACE_SHARE * self._grey.shape[0]
+        threshold = CANDIDATE_SCORE if self._rescorer else self.score_threshold
         stride = self.model.info.stride
         (height, width), (smaller_h, smaller_w) = image.shape[:2], smaller.shape[:2]
-        placed_w, placed_h = round(smaller_w * placed.scale_x), round(smaller_h * placed.scale_y)
-        in_image = placed._replace(scale_x=placed_w / width, scale_y=placed_h / height)
-        seen = self._grey[placed.top : placed.top + placed_h, placed.left : placed.left + placed_w]
+        placed_w, placed_h = round(smaller_w * placement.scale_x), round(smaller_h * placement.scale_y)
+        in_image = placement._replace(scale_x=placed_w / width, scale_y=placed_h / height)
+        downscaled = self._grey[placement.top : placement.top + placed_h, placement.left : placement.left + placed_w]
 
-        def faces(heat: FloatArray, least_side: float) -> list[Detection]:
-            found, scores = decode(heat, boxes, stride, threshold, least_side)
-            detections = _in_picture(found, scores, in_image, width, height)
+        def faces(heat: FloatArray, min_side: float) -> list[Detection]:
+            found, scores = decode(heat, boxes, stride, threshold, min_side)
+            detections = _to_picture(found, scores, in_image, width, height)
             if self._rescorer is None:
                 return detections
-            return self._rescorer(image, seen, detections, self.score_threshold, whole_crowd=self.keeps_small)
+            return self._rescorer(image, downscaled, detections, self.score_threshold, rescore_all=self.keep_small)
 
-        readable = faces(heat, least_side)
-        if not self.keeps_small:
+        readable = faces(heat, min_side)
+        if not self.keep_small:
             return readable
         # apart, so that they hide no larger ones
-        small = boxes[..., 2:].sum(axis=-1) < 2 * np.log(least_side / stride)
+        small = boxes[..., 2:].sum(axis=-1) < 2 * np.log(min_side / stride)
         return readable + [replace(face, readable=False) for face in faces(np.where(small, heat, 0), 0)]
 
     def _checked_tensors(self, width: int, height: int, stride: int) -> tuple[Any, Any, Any]:
@@ -249,12 +249,16 @@ class LearnedDetector(Detector):
         return dequantised(self._interpreter.get_tensor(detail["index"])[0], detail)
 
 
-def _in_picture(found: FloatArray, scores: FloatArray, placed: Placement, width: int, height: int) -> list[Detection]:
+def _to_picture(
+    found: FloatArray, scores: FloatArray, placement: Placement, width: int, height: int
+) -> list[Detection]:
     """Boxes of the letterboxed picture in pixels of the picture itself, without those that lie in the padding."""
     detections = []
     for (x, y, w, h), score in zip(found.tolist(), scores.tolist(), strict=True):
-        left, wide = (x - placed.left) / placed.scale_x, w / placed.scale_x
-        top, high = (y - placed.top) / placed.scale_y, h / placed.scale_y
-        if 0 <= left + wide / 2 <= width and 0 <= top + high / 2 <= height:
-            detections.append(Detection((round(left), round(top), max(1, round(wide)), max(1, round(high))), score))
+        left, box_width = (x - placement.left) / placement.scale_x, w / placement.scale_x
+        top, box_height = (y - placement.top) / placement.scale_y, h / placement.scale_y
+        if 0 <= left + box_width / 2 <= width and 0 <= top + box_height / 2 <= height:
+            detections.append(
+                Detection((round(left), round(top), max(1, round(box_width)), max(1, round(box_height))), score)
+            )
     return detections

@@ -21,8 +21,8 @@ from maskfer_edge.outputs import Output
 from maskfer_edge.results import FaceResult, FrameResult
 from maskfer_edge.tracker import Tracker
 
-# One detection of so many looks everywhere; the others look for known faces where they should be.
-FULL_EVERY = 5
+# One detection of so many searches the whole frame; the others search known faces where they should be.
+FULL_SEARCH_INTERVAL = 5
 
 
 class Pipeline:
@@ -72,7 +72,7 @@ class Pipeline:
         self.detect_every, self.budget_ms = detect_every, budget_ms
         self.stages_ms: dict[str, float] = {}
         self.slowdown, self.covers = 1, False
-        self._until_detection = self._until_full = self._first = 0
+        self._until_detection = self._until_full = self._first_frame = 0
         self._background: BackgroundDetector | None = None
 
     def faces(self, image: UInt8Array, frame: int, grey: UInt8Array | None = None) -> tuple[FaceResult, ...]:
@@ -82,17 +82,17 @@ class Pipeline:
         """
         self.stages_ms = {}
         self._detect(image, image if grey is None else grey, frame)
-        begun = time.perf_counter()
-        for turn, track in enumerate(self.tracker.shown()):
-            if turn > 0 and 0 < self.budget_ms < _ms_since(begun):
+        started = time.perf_counter()
+        for index, track in enumerate(self.tracker.shown()):
+            if index > 0 and 0 < self.budget_ms < _ms_since(started):
                 break
             box = track.box_at(frame)
             self.tracker.classified(track, frame, self.classifier(preprocess(image, box, self.margin)))
-        self.stages_ms["classify"] = _ms_since(begun)
+        self.stages_ms["classify"] = _ms_since(started)
         return self.tracker.results(frame)
 
     def detect_in_background(self) -> None:
-        """Let the detector look on a thread of its own from now on, so that the loop never waits for it.
+        """Let the detector run on a thread of its own from now on, so that the loop never waits for it.
 
         What it finds counts from the frame on in which it is ready. Call `close` in the end.
         """
@@ -101,20 +101,20 @@ class Pipeline:
     def forget(self, frame: int) -> None:
         """Let all faces go: from this frame on the picture has nothing to do with what was before."""
         self.tracker.forget()
-        self._look_anew(frame)
+        self._restart_detection(frame)
 
     def lose(self, frame: int) -> None:
         """Show no face from before, as the camera was away; what is to be blurred stays so."""
         if not self.covers:
             self.forget(frame)
             return
-        self._take_found()
+        self._take_detections()
         self.tracker.lose()
-        self._look_anew(frame)
+        self._restart_detection(frame)
 
-    def _look_anew(self, frame: int) -> None:
+    def _restart_detection(self, frame: int) -> None:
         self._until_detection = self._until_full = 0
-        self._first = frame
+        self._first_frame = frame
 
     def close(self) -> None:
         """End the detector's thread, if there is one."""
@@ -122,34 +122,34 @@ class Pipeline:
             self._background.close()
 
     def _detect(self, image: UInt8Array, smaller: UInt8Array, frame: int) -> None:
-        """Tell the tracker what the detector found, if it is its turn, or has found something in an earlier frame."""
+        """Pass detections to the tracker, if the detector is due, or has finished an earlier frame."""
         self._until_detection -= 1
         due = self._until_detection < 0
         if self._background is None:
             if due:
                 started = time.perf_counter()
-                self.tracker.detected(frame, self.detector.find(image, smaller, self._near(frame)))
+                self.tracker.detected(frame, self.detector.detect(image, smaller, self._near(frame)))
                 self.stages_ms["detect"] = _ms_since(started)
             return
-        self._take_found()
+        self._take_detections()
         if due and self._background.idle:
-            self._background.look(frame, image, smaller, self._near(frame))
+            self._background.submit(frame, image, smaller, self._near(frame))
 
-    def _take_found(self) -> None:
-        """Tell the tracker what the detector's thread has found by now, if there is one."""
+    def _take_detections(self) -> None:
+        """Pass the tracker what the detector's thread has found by now, if there is one."""
         found = self._background.take() if self._background else None
-        if found is not None and found.frame >= self._first:
+        if found is not None and found.frame >= self._first_frame:
             self.tracker.detected(found.frame, found.detections)
-            self.stages_ms["detect"] = found.took_ms
+            self.stages_ms["detect"] = found.duration_ms
 
     def _near(self, frame: int) -> list[Box]:
-        """Where the detector, whose turn it is, should look; empty: everywhere."""
+        """Where the detector, whose turn it is, should search; empty: everywhere."""
         self._until_detection = self.detect_every * self.slowdown - 1
         if self.detect_every == 1:
             return []
         expected = self.tracker.expected(frame, self.tracker.patience if self.covers else self.tracker.coast)
-        self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_EVERY - 1
-        return [] if self._until_full == FULL_EVERY - 1 else expected
+        self._until_full = self._until_full - 1 if expected and self._until_full > 0 else FULL_SEARCH_INTERVAL - 1
+        return [] if self._until_full == FULL_SEARCH_INTERVAL - 1 else expected
 
     def process(self, frame: Frame, *, moving: bool = True) -> FrameResult:
         """The result of one frame; `moving` is false if it has nothing to do with the one before."""
@@ -198,11 +198,11 @@ def results(
     meter = meter or HealthMeter()
     meter.capture_state = lambda: (capture.dropped, capture.losses, capture.lost)
     camera = capture.camera
-    taking = OutputSet(outputs, draw, live=camera.live, stopping=lambda: capture.stopped)
-    meter.output_drops |= {thread.output.name: thread.missed for thread in taking.threads}
+    output_set = OutputSet(outputs, draw, live=camera.live, stopping=lambda: capture.stopped)
+    meter.output_drops |= {thread.output.name: thread.missed for thread in output_set.threads}
 
     def idle() -> None:
-        if not taking.idle():
+        if not output_set.idle():
             capture.stop()
 
     capture.idle = idle
@@ -215,7 +215,7 @@ def results(
             result = pipeline.process(frame, moving=camera.moving)
             meter.add(result, pipeline.stages_ms)
             pulse()
-            go_on = taking.write(frame, result)
+            go_on = output_set.write(frame, result)
             yield result
             if not go_on or meter.frames == max_frames:
                 break
@@ -224,7 +224,7 @@ def results(
         failed = False  # whoever iterates has seen enough
         raise
     finally:
-        taking.finish(failed)
+        output_set.finish(failed)
 
 
 def spare_a_core() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 # Within which who connects has to ask.
-ASKING_S = 10.0
+REQUEST_TIMEOUT_S = 10.0
 
 
 class MetricsServer:
@@ -48,14 +48,14 @@ class MetricsServer:
         try:
             self._server, self._thread = start_http_server(port, host, registry)
         except (OSError, OverflowError, UnicodeError) as error:
-            why = getattr(error, "strerror", None) or str(error)
+            reason = getattr(error, "strerror", None) or str(error)
             raise OutputError(
-                f"metrics cannot be served at {host} port {port}: {why}; give a free port from 1024 to 65535 "
+                f"metrics cannot be served at {host} port {port}: {reason}; give a free port from 1024 to 65535 "
                 "and an address of this machine, e.g. 127.0.0.1"
             ) from error
         # else whoever connects and asks for nothing keeps a thread for ever, and the service has few
-        usual: Any = self._server.RequestHandlerClass
-        self._server.RequestHandlerClass = type("Handler", (_AskedInTime, usual), {})
+        base_handler: Any = self._server.RequestHandlerClass
+        self._server.RequestHandlerClass = type("Handler", (_RequestTimeout, base_handler), {})
         self.port = self._server.server_port
 
     def close(self) -> None:
@@ -73,8 +73,8 @@ class MetricsServer:
         self.close()
 
 
-class _AskedInTime(StreamRequestHandler):
-    timeout = ASKING_S
+class _RequestTimeout(StreamRequestHandler):
+    timeout = REQUEST_TIMEOUT_S
 
     def handle(self) -> None:
         with suppress(OSError):  # whoever leaves early is no news for the log
@@ -106,9 +106,9 @@ class HealthCollector:
         latency = GaugeMetricFamily(
             "maskfer_latency_seconds", "What a stage took, over the newest frames.", labels=("stage", "quantile")
         )
-        for stage, took in health.latency_ms.items():
-            latency.add_metric((stage, "0.5"), took.p50 / 1000)
-            latency.add_metric((stage, "0.95"), took.p95 / 1000)
+        for stage, percentiles in health.latency_ms.items():
+            latency.add_metric((stage, "0.5"), percentiles.p50 / 1000)
+            latency.add_metric((stage, "0.95"), percentiles.p95 / 1000)
         yield latency
 
         drops = CounterMetricFamily(

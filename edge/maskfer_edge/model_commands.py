@@ -16,7 +16,7 @@ from maskfer_edge.errors import InputError
 if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that --help needs neither
     from maskfer_edge.model_install import Trial
     from maskfer_edge.model_state import Slot, State
-    from maskfer_edge.model_store import ModelStore, Stored
+    from maskfer_edge.model_store import ModelStore, StoredModel
 
 model_app = make_app("Installed models: signed, tried out before they run, and put back if they fail.")
 
@@ -56,7 +56,7 @@ def install_command(
     fetched = fetch(source)
     if sha256 is not None:
         check_sha256(fetched, sha256)
-    signed_by = check_signature(fetched, signers, allow_unsigned=allow_unsigned, tell=say)
+    signed_by = check_signature(fetched, signers, allow_unsigned=allow_unsigned, report=say)
     model = read_model(fetched.content, fetched.source)
     models = ModelStore(store, say)
     _become_owner(store)
@@ -65,7 +65,7 @@ def install_command(
     if trial is None:
         print_result(f"{stored}: installed and in use already")
         return
-    print_result(f"{stored}: {model.info.kind} model, {_signed(signed_by)}; trial run: {_tried(trial)}")
+    print_result(f"{stored}: {model.info.kind} model, {_signature_text(signed_by)}; trial run: {_trial_text(trial)}")
     if no_use:
         place = "" if store == DEFAULT_STORE else f" --store {store}"
         say(f"installed, not in use; to switch to it: maskfer-edge model use {stored.id}{place}")
@@ -90,7 +90,7 @@ def list_command(
         if path.exists() and not os.access(path, os.R_OK):
             raise InputError(f"{path} cannot be read by you; run it with sudo")
     state = models.state()
-    found = [(stored, *_looked_at(stored)) for stored in models.models()]
+    found = [(stored, *_inspect(stored)) for stored in models.models()]
     chosen = models.choose_each(state, KINDS)
     if json_:
         listed = [
@@ -103,10 +103,10 @@ def list_command(
         return
     for kind in KINDS:
         rows = [(BUNDLED, "", _status(state.slot(kind), BUNDLED))]
-        for stored, is_of, _ in found:
-            if is_of == kind:
-                told = [_status(state.slot(kind), stored.id), _signed(state.signed_by.get(stored.id, ""))]
-                rows.append((stored.id, stored.name, ", ".join(filter(None, told))))
+        for stored, model_kind, _ in found:
+            if model_kind == kind:
+                details = [_status(state.slot(kind), stored.id), _signature_text(state.signed_by.get(stored.id, ""))]
+                rows.append((stored.id, stored.name, ", ".join(filter(None, details))))
         print_result(f"{kind} models")
         for name, title, status in rows:
             print_result(
@@ -140,12 +140,12 @@ def use_command(
         return
     if kind is not None:
         raise InputError("--kind goes with bundled alone, as each model has its own kind; leave it out")
-    stored, of, trial = use(models, model)
+    stored, model_kind, trial = use(models, model)
     if trial is None:
         print_result(f"{stored}: in use already")
         return
-    print_result(f"{stored}: {of} model; trial run: {_tried(trial)}")
-    _say_switched(models, of)
+    print_result(f"{stored}: {model_kind} model; trial run: {_trial_text(trial)}")
+    _say_switched(models, model_kind)
 
 
 @model_app.command("rollback")
@@ -159,8 +159,8 @@ def rollback_command(store: StoreOption = DEFAULT_STORE, kind: KindOption = None
     _check_kind(kind)
     models = ModelStore(store, say)
     _become_owner(store)
-    of, before, after = models.rollback(kind)
-    print_result(f"{of}: back from {models.title(before.in_use)} to {models.title(after.in_use)}")
+    model_kind, before, after = models.rollback(kind)
+    print_result(f"{model_kind}: back from {models.title(before.in_use)} to {models.title(after.in_use)}")
     _say_restart(store)
 
 
@@ -189,14 +189,14 @@ def _become_owner(store: Path) -> None:
 def _owner(path: Path) -> os.stat_result | None:
     """Of the first part of an absolute path that is not root's; None if all that is there is."""
     with suppress(OSError):  # the rest is not there
-        for part in (*reversed(path.parents), path):
-            for look in (Path.lstat, Path.stat):  # a link of root's may lead to what is another's
-                if (found := look(part)).st_uid:
+        for ancestor in (*reversed(path.parents), path):
+            for stat in (Path.lstat, Path.stat):  # a link of root's may lead to what is another's
+                if (found := stat(ancestor)).st_uid:
                     return found
     return None
 
 
-def _looked_at(stored: Stored) -> tuple[str, str]:
+def _inspect(stored: StoredModel) -> tuple[str, str]:
     """Kind of a stored model, "" if it is of no use, and why."""
     from maskfer_edge.errors import InputError
 
@@ -207,23 +207,23 @@ def _looked_at(stored: Stored) -> tuple[str, str]:
 
 
 def _status(slot: Slot, model: str) -> str:
-    from maskfer_edge.model_state import MOST_TRIES
+    from maskfer_edge.model_state import MAX_TRIES
 
-    tries = f" ({slot.tries} of {MOST_TRIES} tries)" if slot.tries else ""
-    said = {
+    tries = f" ({slot.tries} of {MAX_TRIES} tries)" if slot.tries else ""
+    conditions = {
         f"in use, on trial{tries}" if slot.on_trial else "in use": model == slot.in_use,
         "last good": model == slot.last_good and slot.on_trial,
         "the one before": model == slot.previous and model not in (slot.in_use, slot.last_good),
         f"put back: {slot.reason}": model == slot.put_back,
     }
-    return ", ".join(text for text, holds in said.items() if holds)
+    return ", ".join(text for text, holds in conditions.items() if holds)
 
 
-def _signed(by: str) -> str:
+def _signature_text(by: str) -> str:
     return f"signed by {by}" if by else "not signed"
 
 
-def _tried(trial: Trial) -> str:
+def _trial_text(trial: Trial) -> str:
     return f"{trial.faces} faces in {trial.frames} frames, {trial.ms:.3g} ms a frame"
 
 

@@ -1,4 +1,4 @@
-"""The model file: a `.tflite` flatbuffer with a zip appended that says what the model is.
+"""The model file: a `.tflite` flatbuffer with a zip of metadata appended.
 
     unzip -l model.tflite      shows maskfer.json, labels.txt if it tells expressions apart, and rescorer.tflite
                                if it finds faces in two steps
@@ -27,7 +27,7 @@ from maskfer_edge.files import read_bytes
 FORMAT_VERSION = 2
 EXPRESSION, DETECTOR = "expression", "detector"
 JSON_NAME, LABELS_NAME, RESCORER_NAME = "maskfer.json", "labels.txt", "rescorer.tflite"
-FLATBUFFER_MARK = b"TFL3"
+FLATBUFFER_IDENTIFIER = b"TFL3"
 REMEDY = "make it with: converter quantize MODEL.keras --calibrate DATASET -o MODEL.tflite"
 # Sides of a detector's input, in pixels.
 DETECTOR_SIDES = (32, 1024)
@@ -37,7 +37,7 @@ ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What a model file says of itself.
+    """Metadata of an expression model.
 
     Attributes:
         architecture: Name of the network, e.g. ``lean``.
@@ -70,13 +70,13 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class DetectorInfo:
-    """What a face detector's model file says of itself.
+    """Metadata of a face detector's model file.
 
     Attributes:
         architecture: Name of the network.
         input_size_wh: Width and height of the grey input in pixels, 32 to 1024, multiples of `stride`.
         stride: Side in input pixels of a cell of the output.
-        score_threshold: Score, 0 to 1, from which a face is believed; chosen on validation data.
+        score_threshold: Score, 0 to 1, from which a face is accepted; chosen on validation data.
         training_data: Name and hash of what it was trained on, and how many pictures.
         accuracy: Measured recalls, precisions and the like.
         quantization: As `ModelInfo.quantization`.
@@ -105,7 +105,7 @@ class Model:
 
     Attributes:
         flatbuffer: The TFLite model without the zip.
-        info: What it says of itself.
+        info: Its metadata.
         name: Where it came from, for messages.
     """
 
@@ -122,7 +122,7 @@ class DetectorModel:
         flatbuffer: As `Model.flatbuffer`.
         info: As `Model.info`; with a rescorer, its threshold is of the scores that both give together.
         name: As `Model.name`.
-        rescorer: TFLite model of `rescorer.Rescorer`, which looks at each face again; empty if there is none.
+        rescorer: TFLite model of `rescorer.Rescorer`, which rescores each candidate; empty if there is none.
     """
 
     flatbuffer: bytes = field(repr=False)
@@ -137,7 +137,7 @@ def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo, rescorer: bytes = b"
     The same arguments give the same bytes.
     """
     flatbuffer = strip(flatbuffer)
-    said = {**asdict(info), "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest()}
+    metadata = {**asdict(info), "flatbuffer_sha256": hashlib.sha256(flatbuffer).hexdigest()}
     buffer = io.BytesIO(flatbuffer)
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a") as archive:
@@ -145,7 +145,7 @@ def pack(flatbuffer: bytes, info: ModelInfo | DetectorInfo, rescorer: bytes = b"
             archive.writestr(zipfile.ZipInfo(LABELS_NAME, ZIP_DATE), "\n".join(info.labels) + "\n")
         if rescorer:
             archive.writestr(zipfile.ZipInfo(RESCORER_NAME, ZIP_DATE), rescorer)
-        text = json.dumps(said, indent=2, sort_keys=True) + "\n"
+        text = json.dumps(metadata, indent=2, sort_keys=True) + "\n"
         archive.writestr(zipfile.ZipInfo(JSON_NAME, ZIP_DATE), text)
     return buffer.getvalue()
 
@@ -177,7 +177,7 @@ def strip(content: bytes) -> bytes:
                 start = min((entry.header_offset for entry in archive.infolist()), default=archive.start_dir)
         except zipfile.BadZipFile:
             break
-        if not 0 <= start < len(content):  # says what cannot be
+        if not 0 <= start < len(content):  # impossible offsets
             break
         content = content[:start]
     return content
@@ -193,19 +193,19 @@ def unpack(content: bytes, name: str) -> Model:
         name: For messages.
 
     Raises:
-        ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself,
+        ModelError: If the file is no TFLite model, is cut short or damaged, has no metadata,
             or is of another format version, kind, label set or input size.
     """
-    said, others = _read_appendix(content, name, ModelInfo)
+    metadata, others = _read_appendix(content, name, ModelInfo)
     labels = others.get(LABELS_NAME, b"").decode(errors="replace").split()
-    if said["labels"] != list(LABELS) or tuple(labels) != LABELS:
+    if metadata["labels"] != list(LABELS) or tuple(labels) != LABELS:
         raise ModelError(f"{name} has other labels than {', '.join(LABELS)}; {REMEDY}")
-    if said["input_size"] != INPUT_SIZE:
-        raise ModelError(f"{name} takes {said['input_size']!r} pixels; expected {INPUT_SIZE}")
-    margins = said["crop_margins"]
+    if metadata["input_size"] != INPUT_SIZE:
+        raise ModelError(f"{name} takes {metadata['input_size']!r} pixels; expected {INPUT_SIZE}")
+    margins = metadata["crop_margins"]
     if not isinstance(margins, dict) or not all(isinstance(m, int | float) and abs(m) < 0.5 for m in margins.values()):
         raise ModelError(f"{name} has damaged crop margins; {REMEDY}")
-    return Model(_checked_flatbuffer(content, name, said), ModelInfo(**{**said, "labels": LABELS}), name)
+    return Model(_checked_flatbuffer(content, name, metadata), ModelInfo(**{**metadata, "labels": LABELS}), name)
 
 
 def unpack_detector(content: bytes, name: str) -> DetectorModel:
@@ -214,70 +214,74 @@ def unpack_detector(content: bytes, name: str) -> DetectorModel:
     The shapes of the tensors are checked by `learned_detector.LearnedDetector`.
 
     Raises:
-        ModelError: If the file is no TFLite model, is cut short or damaged, says nothing of itself, is of another
-            format version or kind, or says of itself what cannot be.
+        ModelError: If the file is no TFLite model, is cut short or damaged, has no metadata, is of another
+            format version or kind, or has invalid metadata.
     """
-    said, others = _read_appendix(content, name, DetectorInfo)
-    stride, size_wh, threshold = said["stride"], said["input_size_wh"], said["score_threshold"]
-    least, most = DETECTOR_SIDES
-    _check(name, said, "stride", _is_int(stride) and 1 <= stride <= most, f"a whole number from 1 to {most}")
-    fits = isinstance(size_wh, list) and len(size_wh) == 2 and all(map(_is_int, size_wh))
-    fits = fits and all(least <= side <= most and side % stride == 0 for side in size_wh)
-    _check(name, said, "input_size_wh", fits, f"width and height from {least} to {most}, multiples of {stride}")
-    fits = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
-    _check(name, said, "score_threshold", fits, "a number from 0 to 1")
-    info = DetectorInfo(**{**said, "input_size_wh": tuple(size_wh), "score_threshold": float(threshold)})
-    return DetectorModel(_checked_flatbuffer(content, name, said), info, name, others.get(RESCORER_NAME, b""))
+    metadata, others = _read_appendix(content, name, DetectorInfo)
+    stride, size_wh, threshold = metadata["stride"], metadata["input_size_wh"], metadata["score_threshold"]
+    min_side, max_side = DETECTOR_SIDES
+    _check(
+        name, metadata, "stride", _is_int(stride) and 1 <= stride <= max_side, f"a whole number from 1 to {max_side}"
+    )
+    valid = isinstance(size_wh, list) and len(size_wh) == 2 and all(map(_is_int, size_wh))
+    valid = valid and all(min_side <= side <= max_side and side % stride == 0 for side in size_wh)
+    _check(
+        name, metadata, "input_size_wh", valid, f"width and height from {min_side} to {max_side}, multiples of {stride}"
+    )
+    valid = isinstance(threshold, int | float) and not isinstance(threshold, bool) and 0 <= threshold <= 1
+    _check(name, metadata, "score_threshold", valid, "a number from 0 to 1")
+    info = DetectorInfo(**{**metadata, "input_size_wh": tuple(size_wh), "score_threshold": float(threshold)})
+    return DetectorModel(_checked_flatbuffer(content, name, metadata), info, name, others.get(RESCORER_NAME, b""))
 
 
 def _read_appendix(
-    content: bytes, name: str, wanted: type[ModelInfo] | type[DetectorInfo]
+    content: bytes, name: str, info_type: type[ModelInfo] | type[DetectorInfo]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """What both kinds of files are checked for: the metadata, with exactly the fields of `wanted`.
+    """Read and check what both kinds of files have: the metadata, with exactly the fields of `info_type`.
 
     With it come the labels and the rescorer by their names, as far as the file has them. Raises ModelError.
     """
-    if content[4:8] != FLATBUFFER_MARK:
+    if content[4:8] != FLATBUFFER_IDENTIFIER:
         raise ModelError(f"{name} is not a TFLite model; {REMEDY}")
     try:
         with appendix(content) as archive:
-            said = json.loads(archive.read(JSON_NAME))
-            there = set(archive.namelist()) & {LABELS_NAME, RESCORER_NAME}
-            others = {entry: archive.read(entry) for entry in there}
+            metadata = json.loads(archive.read(JSON_NAME))
+            present = set(archive.namelist()) & {LABELS_NAME, RESCORER_NAME}
+            others = {entry: archive.read(entry) for entry in present}
     except UNREADABLE:
         raise ModelError(f"{name} lacks maskfer's metadata (cut short, or made elsewhere); {REMEDY}") from None
-    if not isinstance(said, dict):
+    if not isinstance(metadata, dict):
         raise ModelError(f"{name} has damaged metadata; {REMEDY}")
-    if said.get("format_version") != FORMAT_VERSION:
+    if metadata.get("format_version") != FORMAT_VERSION:
         raise ModelError(
-            f"{name} has format version {said.get('format_version')!r}; this program reads {FORMAT_VERSION}; "
+            f"{name} has format version {metadata.get('format_version')!r}; this program reads {FORMAT_VERSION}; "
             "update maskfer or convert the model again"
         )
     # before the fields, as another kind has others
-    if said.get("kind", wanted.kind) != wanted.kind:
-        raise ModelError(f"{name} is of kind {said['kind']!r}; a model of kind {wanted.kind!r} is needed")
-    expected = {f.name for f in fields(wanted)}
-    if set(said) != expected:
-        odd = ", ".join(sorted(expected ^ set(said)))
-        raise ModelError(f"{name} has metadata that differs from the format in {odd}; {REMEDY}")
+    if metadata.get("kind", info_type.kind) != info_type.kind:
+        raise ModelError(f"{name} is of kind {metadata['kind']!r}; a model of kind {info_type.kind!r} is needed")
+    expected = {f.name for f in fields(info_type)}
+    if set(metadata) != expected:
+        differing = ", ".join(sorted(expected ^ set(metadata)))
+        raise ModelError(f"{name} has metadata that differs from the format in {differing}; {REMEDY}")
     for key in ("architecture", "licence_note"):
-        _check(name, said, key, isinstance(said[key], str), "a text")
+        _check(name, metadata, key, isinstance(metadata[key], str), "a text")
     for key in ("training_data", "accuracy", "quantization"):
-        _check(name, said, key, isinstance(said[key], dict), "an object")
-    return said, others
+        _check(name, metadata, key, isinstance(metadata[key], dict), "an object")
+    return metadata, others
 
 
-def _checked_flatbuffer(content: bytes, name: str, said: Mapping[str, Any]) -> bytes:
+def _checked_flatbuffer(content: bytes, name: str, metadata: Mapping[str, Any]) -> bytes:
     """The flatbuffer, if it is the one that the metadata was written for. Raises ModelError."""
     flatbuffer = strip(content)
-    if hashlib.sha256(flatbuffer).hexdigest() != said["flatbuffer_sha256"]:
+    if hashlib.sha256(flatbuffer).hexdigest() != metadata["flatbuffer_sha256"]:
         raise ModelError(f"{name} is damaged: its weights are not those that it was made with; copy it again")
     return flatbuffer
 
 
-def _check(name: str, said: Mapping[str, Any], key: str, fits: bool, expected: str) -> None:
-    if not fits:
-        raise ModelError(f"{name} has {key} {repr(said[key])[:100]}; expected {expected}; {REMEDY}")
+def _check(name: str, metadata: Mapping[str, Any], key: str, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ModelError(f"{name} has {key} {repr(metadata[key])[:100]}; expected {expected}; {REMEDY}")
 
 
 def _is_int(value: Any) -> bool:

@@ -13,14 +13,14 @@ from pathlib import Path
 from statistics import median
 
 from maskfer_edge.errors import DependencyError, InputError, MaskferError, ModelError
-from maskfer_edge.files import check_space, read_bytes, whole_file
-from maskfer_edge.model_fetch import Fetched
+from maskfer_edge.files import atomic_file, check_space, read_bytes
+from maskfer_edge.model_fetch import FetchedModel
 from maskfer_edge.model_file import DetectorModel
-from maskfer_edge.model_store import ModelStore, Stored, model_id, read_model
+from maskfer_edge.model_store import ModelStore, StoredModel, model_id, read_model
 from maskfer_edge.quiet import quiet_native_libraries
 
 # The oldest boards need some 10 s for the libraries alone.
-TRIAL_S = 60.0
+TRIAL_TIMEOUT_S = 60.0
 TRIAL_FRAMES = 5
 # Room for the state file, and for whoever else writes to that disk.
 SPARE_BYTES = 1_000_000
@@ -46,8 +46,8 @@ TryModel = Callable[[Path, str], Trial]
 
 
 def install(
-    store: ModelStore, fetched: Fetched, signed_by: str, *, use: bool, try_model: TryModel | None = None
-) -> tuple[Stored, Trial | None]:
+    store: ModelStore, fetched: FetchedModel, signed_by: str, *, use: bool, try_model: TryModel | None = None
+) -> tuple[StoredModel, Trial | None]:
     """Try a model out and put it into the store; whatever fails, the store stays as it was.
 
     Args:
@@ -67,16 +67,16 @@ def install(
     kind = read_model(fetched.content, fetched.source).info.kind
     model, try_model = model_id(fetched.content), try_model or try_out
     with store.installing():
-        stored = store.get(model) or Stored(model, fetched.name, store.folder / f"{model}-{fetched.name}.tflite")
-        whole = _is_whole(stored)
-        if whole and store.state().slot(kind).in_use == model:
+        stored = store.get(model) or StoredModel(model, fetched.name, store.folder / f"{model}-{fetched.name}.tflite")
+        intact = _is_intact(stored)
+        if intact and store.state().slot(kind).in_use == model:
             return stored, None
-        if whole:
+        if intact:
             trial = try_model(stored.path, fetched.source)
             store.installed(stored, kind, signed_by, use=use)
             return stored, trial
         check_space(store.folder, len(fetched.content) + SPARE_BYTES)
-        with whole_file(stored.path, overwrite=True) as partial:
+        with atomic_file(stored.path, overwrite=True) as partial:
             partial.write_bytes(fetched.content)
             # as for the state, whatever the umask
             partial.chmod(0o644)
@@ -90,12 +90,12 @@ def install(
     return stored, trial
 
 
-def use(store: ModelStore, said: str, *, try_model: TryModel | None = None) -> tuple[Stored, str, Trial | None]:
+def use(store: ModelStore, query: str, *, try_model: TryModel | None = None) -> tuple[StoredModel, str, Trial | None]:
     """Switch to an installed model, after another trial run.
 
     Args:
         store: Where it is.
-        said: See `ModelStore.find`.
+        query: See `ModelStore.find`.
         try_model: None: `try_out`.
 
     Returns:
@@ -105,9 +105,9 @@ def use(store: ModelStore, said: str, *, try_model: TryModel | None = None) -> t
         InputError: If there is no such model; ModelError if it is damaged or its trial run fails.
         OutputError: If the store cannot be written, or an installation is at work, which may remove the model.
     """
-    store.find(said)  # what there is not is said to whoever may not write here, too
+    store.find(query)  # a missing model is reported to users without write permission, too
     with store.installing():
-        stored = store.find(said)
+        stored = store.find(query)
         kind = stored.read().info.kind
         if store.state().slot(kind).in_use == stored.id:
             return stored, kind, None
@@ -124,30 +124,34 @@ def try_out(path: Path, name: str) -> Trial:
         name: For messages.
 
     Raises:
-        ModelError: If it crashes, hangs, fails, or says nothing of use.
+        ModelError: If it crashes, hangs, fails, or gives no useful results.
         DependencyError: If its process cannot be started.
     """
     command = [sys.executable, "-P", "-c", TRIAL_PROGRAM, str(path), name]
     try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False, errors="replace")
+        completed = subprocess.run(
+            command, capture_output=True, text=True, timeout=TRIAL_TIMEOUT_S, check=False, errors="replace"
+        )
     except subprocess.TimeoutExpired:
-        raise ModelError(f"{name} did not end its trial run within {TRIAL_S:g} s; nothing was changed") from None
+        raise ModelError(
+            f"{name} did not end its trial run within {TRIAL_TIMEOUT_S:g} s; nothing was changed"
+        ) from None
     except OSError as error:  # as root this has become the store's owner, to whom others' homes are closed
         raise DependencyError(
             f"{sys.executable} cannot be run by the store's owner: {error.strerror or error}; nothing was changed; "
             "install maskfer where they can read it, such as in /opt/maskfer"
         ) from error
-    if ran.returncode < 0:
-        crash = signal.Signals(-ran.returncode).name
+    if completed.returncode < 0:
+        crash = signal.Signals(-completed.returncode).name
         raise ModelError(f"{name} crashed in its trial run ({crash}); nothing was changed")
-    if ran.returncode:
-        reason = (ran.stderr.strip().splitlines() or ["without a word"])[-1]
+    if completed.returncode:
+        reason = (completed.stderr.strip().splitlines() or ["without a word"])[-1]
         raise ModelError(f"{name} failed in its trial run: {reason.removeprefix(f'{name} ')}; nothing was changed")
-    return Trial(**json.loads(ran.stdout.splitlines()[-1]))
+    return Trial(**json.loads(completed.stdout.splitlines()[-1]))
 
 
 def trial_process() -> None:
-    """What the process of `try_out` does: print a `Trial`, or one line of what is wrong."""
+    """What the process of `try_out` does: print a `Trial`, or a one-line error."""
     path, name = sys.argv[1:]
     try:
         with quiet_native_libraries():
@@ -189,7 +193,7 @@ def _trial(path: Path, name: str) -> Trial:
     return Trial(len(frames), len(faces), median(result.latency_ms for result in results))
 
 
-def _is_whole(stored: Stored) -> bool:
+def _is_intact(stored: StoredModel) -> bool:
     try:
         stored.read()
     except InputError:

@@ -17,7 +17,7 @@ BUNDLED = "bundled"
 KINDS = (EXPRESSION, DETECTOR)
 STATE_VERSION = 1
 # Starts in a row that end before a model on trial was proved; then the last good one comes back.
-MOST_TRIES = 3
+MAX_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Slot:
         """The model in use is good."""
         return Slot(self.in_use, self.in_use, self.last_good) if self.on_trial else self
 
-    def failed(self, why: str) -> Slot:
+    def failed(self, reason: str) -> Slot:
         """The model on trial is not; the last good one runs again."""
-        return Slot(self.last_good, self.last_good, self.previous, put_back=self.in_use, reason=why)
+        return Slot(self.last_good, self.last_good, self.previous, put_back=self.in_use, reason=reason)
 
     def rolled_back(self) -> Slot:
         """Away from a model on trial to the last good one; else to the one before it, and the next time back."""
@@ -106,16 +106,16 @@ class State:
 def read_state(content: bytes) -> State:
     """Raises ValueError if these are not the bytes of a state."""
     try:
-        said = json.loads(content)
-        if said.pop("version") != STATE_VERSION:
+        values = json.loads(content)
+        if values.pop("version") != STATE_VERSION:
             raise ValueError("it is of another version")
-        slots = {kind: Slot(**said.pop(kind)) for kind in KINDS}
+        slots = {kind: Slot(**values.pop(kind)) for kind in KINDS}
         for slot in slots.values():
             check_types(slot)
-        if set(said) != {f.name for f in fields(State)} - set(slots) or said["switched"] not in KINDS:
+        if set(values) != {f.name for f in fields(State)} - set(slots) or values["switched"] not in KINDS:
             raise ValueError("it has other keys")
-        if not all(isinstance(signer, str) for signer in said["signed_by"].values()):
+        if not all(isinstance(signer, str) for signer in values["signed_by"].values()):
             raise ValueError("its signers are no texts")
-        return State(slots[EXPRESSION], slots[DETECTOR], said["switched"], said["signed_by"])
+        return State(slots[EXPRESSION], slots[DETECTOR], values["switched"], values["signed_by"])
     except (AttributeError, InputError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(" ".join(str(error).split())[:100]) from None

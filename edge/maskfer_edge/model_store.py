@@ -1,9 +1,9 @@
-"""Installed models: files that appear whole, and one small file that says which of them runs.
+"""Installed models: files written atomically, and one small file that records which of them runs.
 
 STORE/<12 digits of the sha256>-<name>.tflite   a model; the digits are its ID
 STORE/state.json                                see `model_state`
 
-Whatever is missing or damaged here, `ModelStore.choose` names something that runs, and says one line.
+Whatever is missing or damaged here, `ModelStore.choose` names a model that runs, and reports one line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from maskfer_edge.classifier import BUNDLED_MODELS
 from maskfer_edge.errors import InputError, ModelError, OutputError
-from maskfer_edge.files import read_bytes, sync_folder, whole_file
+from maskfer_edge.files import atomic_file, read_bytes, sync_folder
 from maskfer_edge.model_file import (
     DETECTOR,
     EXPRESSION,
@@ -42,11 +42,11 @@ ID_DIGITS = 12
 MODEL_NAME = re.compile(rf"([0-9a-f]{{{ID_DIGITS}}})-(.+)\.tflite")
 # Of the models that no slot names, so many of the newest are kept.
 KEPT_OTHERS = 3
-# The state is changed within milliseconds; whoever waits for longer is told so.
-LOCK_WAIT_S = 10.0
+# The state is changed within milliseconds; longer waits are an error.
+LOCK_TIMEOUT_S = 10.0
 CHOOSE_AGAIN = "; choose again: maskfer-edge model use ID"
 
-Tell = Callable[[str], None]
+Reporter = Callable[[str], None]
 
 
 def model_id(content: bytes) -> str:
@@ -55,17 +55,17 @@ def model_id(content: bytes) -> str:
 
 
 def read_model(content: bytes, name: str) -> Model | DetectorModel:
-    """Read a model file of either kind, by the kind that it says it is of. Raises ModelError as `unpack` does."""
+    """Read a model file of either kind, by the kind in its metadata. Raises ModelError as `unpack` does."""
     try:
         with appendix(content) as archive:
             kind = json.loads(archive.read(JSON_NAME))["kind"]
     except UNREADABLE:
-        kind = EXPRESSION  # whose reader says what is wrong
+        kind = EXPRESSION  # whose reader raises the right error
     return unpack_detector(content, name) if kind == DETECTOR else unpack(content, name)
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredModel:
     """A model file of the store.
 
     Attributes:
@@ -92,33 +92,33 @@ class Stored:
 class ModelStore:
     """A folder of installed models; several programs may use it at a time."""
 
-    def __init__(self, folder: Path, tell: Tell = lambda text: None) -> None:
+    def __init__(self, folder: Path, report: Reporter = lambda text: None) -> None:
         """Name the folder, which need not be there.
 
         Args:
             folder: The store.
-            tell: Takes a line for people when something here is not as it should be.
+            report: Receives a line for people when something here is not as it should be.
         """
-        self.folder, self.tell = folder, tell
-        self._complaint = ""
+        self.folder, self.report = folder, report
+        self._reported_problem = ""
 
     def make(self) -> None:
         """Make the folder if it is not there. Raises OutputError."""
         if self.folder.is_dir():
             return
-        with _explained(self.folder):
+        with _write_errors(self.folder):
             self.folder.mkdir(parents=True)
             sync_folder(self.folder.parent)
 
-    def models(self) -> list[Stored]:
-        """The files that are there, by ID; whether they are whole is another question."""
+    def models(self) -> list[StoredModel]:
+        """The files that are there, by ID; they may be damaged."""
         try:
             found = [(MODEL_NAME.fullmatch(path.name), path) for path in sorted(self.folder.iterdir())]
-        except OSError:  # which `state` says
+        except OSError:  # which `state` reports
             return []
-        return [Stored(match[1], match[2], path) for match, path in found if match]
+        return [StoredModel(match[1], match[2], path) for match, path in found if match]
 
-    def get(self, model: str) -> Stored | None:
+    def get(self, model: str) -> StoredModel | None:
         """The file of an ID, if there is one."""
         return next((stored for stored in self.models() if stored.id == model), None)
 
@@ -126,31 +126,31 @@ class ModelStore:
         """A model by its ID and name, for people."""
         return "the bundled one" if model == BUNDLED else str(self.get(model) or model)
 
-    def find(self, said: str) -> Stored:
+    def find(self, query: str) -> StoredModel:
         """The model that a person means: by its ID or the beginning of it, or by its name.
 
         Raises:
             InputError: If there is none, or more than one.
         """
         models = self.models()
-        found = [m for m in models if said in (m.id, m.name, str(m)) or (len(said) >= 4 and m.id.startswith(said))]
+        found = [m for m in models if query in (m.id, m.name, str(m)) or (len(query) >= 4 and m.id.startswith(query))]
         if len(found) == 1:
             return found[0]
         if found:
-            raise InputError(f"{said!r} may be {' or '.join(map(str, found))}; give the ID, the digits before the -")
-        if said in BUNDLED_MODELS:
+            raise InputError(f"{query!r} may be {' or '.join(map(str, found))}; give the ID, the digits before the -")
+        if query in BUNDLED_MODELS:
             raise InputError(
-                f"{said} is a bundled network, not an installed model: "
-                f'run with --model {said}, or model = "{said}" in maskfer.toml'
+                f"{query} is a bundled network, not an installed model: "
+                f'run with --model {query}, or model = "{query}" in maskfer.toml'
             )
         if not models:
             raise InputError(f"{self.folder} holds no models; install one: maskfer-edge model install FILE")
         known = {BUNDLED: BUNDLED} | {text: str(m) for m in models for text in (m.id, m.name, str(m))}
-        near = known[difflib.get_close_matches(said, known, 1, 0.0)[0]]
-        raise InputError(f"{self.folder} holds no model {said!r}; the nearest is {near}")
+        nearest = known[difflib.get_close_matches(query, known, 1, 0.0)[0]]
+        raise InputError(f"{self.folder} holds no model {query!r}; the nearest is {nearest}")
 
     def state(self) -> State:
-        """What is in use; if that cannot be read it is the bundled models, and a line says so."""
+        """What is in use; if that cannot be read it is the bundled models, and a line is reported."""
         path, remedy = self.folder / STATE_NAME, ""
         try:
             return read_state(path.read_bytes())
@@ -165,13 +165,13 @@ class ModelStore:
             problem = f"{path} cannot be read: {error.strerror or error}"
         except ValueError as error:
             problem, remedy = f"{path} is damaged ({error})", CHOOSE_AGAIN
-        if problem != self._complaint:  # once is enough
-            self._complaint = problem
-            self.tell(f"{problem}; the bundled models are in use{remedy}")
+        if problem != self._reported_problem:  # once is enough
+            self._reported_problem = problem
+            self.report(f"{problem}; the bundled models are in use{remedy}")
         return State()
 
-    def change(self, step: Callable[[State], State]) -> State:
-        """Replace the state by what `step` makes of it, whole or not at all; `step` may raise.
+    def change(self, update: Callable[[State], State]) -> State:
+        """Replace the state by what `update` makes of it, atomically; `update` may raise.
 
         Returns:
             The new state.
@@ -181,13 +181,13 @@ class ModelStore:
         """
         with self._state_lock():
             before = self.state()
-            after = step(before)
+            after = update(before)
             if after != before:
                 self._write(after)
         return after
 
     def _write(self, state: State) -> None:
-        with whole_file(self.folder / STATE_NAME, overwrite=True) as partial:
+        with atomic_file(self.folder / STATE_NAME, overwrite=True) as partial:
             partial.write_bytes(state.to_json().encode())
             # the service, which may write it too, has a strict umask; `model list` is for everybody
             partial.chmod(0o644)
@@ -201,22 +201,22 @@ class ModelStore:
         """
         busy = f"another program installs a model in {self.folder}; wait until it is done"
         with self._lock(".install.lock", 0.0, busy):
-            with self._state_lock(), _explained(self.folder):
-                for left in self.folder.glob(".*.partial*"):
-                    left.unlink(missing_ok=True)
+            with self._state_lock(), _write_errors(self.folder):
+                for leftover in self.folder.glob(".*.partial*"):
+                    leftover.unlink(missing_ok=True)
                 if not (self.folder / STATE_NAME).exists():
                     self._write(self.state())
             yield
 
-    def installed(self, stored: Stored, kind: str, signed_by: str, *, use: bool) -> State:
-        """Note a model whose file is there already, and use it if asked to; the oldest that nobody needs are removed.
+    def installed(self, stored: StoredModel, kind: str, signed_by: str, *, use: bool) -> State:
+        """Record a model whose file is there, and switch to it if `use`; the oldest that nobody needs are removed.
 
         Raises:
             OutputError: As `change`.
         """
         kept: set[str] = set()
 
-        def step(state: State) -> State:
+        def update(state: State) -> State:
             signed = {model: signer for model, signer in state.signed_by.items() if model != stored.id}
             signed[stored.id] = signed_by
             if use:
@@ -227,7 +227,7 @@ class ModelStore:
             kept.update(named, [model for model in ids if model not in named][-KEPT_OTHERS:])
             return replace(state, signed_by={model: signer for model, signer in signed.items() if model in kept})
 
-        state = self.change(step)
+        state = self.change(update)
         for old in self.models():
             if old.id not in kept:
                 with suppress(OSError):  # it only takes up space
@@ -235,7 +235,7 @@ class ModelStore:
         return state
 
     def use(self, model: str, kind: str) -> State:
-        """Switch a kind to an installed model that was looked at already, or to `BUNDLED`. Raises OutputError."""
+        """Switch a kind to an installed model that was checked already, or to `BUNDLED`. Raises OutputError."""
         return self.change(lambda state: state.switched_to(kind, state.slot(kind).used(model)))
 
     def rollback(self, kind: str | None = None) -> tuple[str, Slot, Slot]:
@@ -248,12 +248,12 @@ class ModelStore:
             The kind, its slot before and its slot now.
 
         Raises:
-            InputError: If there is nothing to go back to, or it is not whole.
+            InputError: If there is nothing to go back to, or it is damaged.
             OutputError: As `change`.
         """
         done: list[tuple[str, Slot, Slot]] = []
 
-        def step(state: State) -> State:
+        def update(state: State) -> State:
             chosen = kind or state.switched
             before, after = state.slot(chosen), state.slot(chosen).rolled_back()
             if after.in_use == before.in_use:
@@ -270,11 +270,11 @@ class ModelStore:
             done.append((chosen, before, after))
             return state.switched_to(chosen, after)
 
-        self.change(step)
+        self.change(update)
         return done[0]
 
-    def choose(self, slot: Slot, kind: str) -> Stored | None:
-        """The model in use if it is whole, else the last good one, else the bundled one (None); a line says so."""
+    def choose(self, slot: Slot, kind: str) -> StoredModel | None:
+        """The model in use if it is intact, else the last good one, else the bundled one (None), which is reported."""
         problems = []
         for model in dict.fromkeys((slot.in_use, slot.last_good, BUNDLED)):
             try:
@@ -284,34 +284,34 @@ class ModelStore:
                 continue
             break
         if problems:
-            self.tell(f"{'; '.join(problems)}; the {kind} model used instead is {self.title(model)}")
+            self.report(f"{'; '.join(problems)}; the {kind} model used instead is {self.title(model)}")
         return chosen
 
-    def choose_each(self, state: State, kinds: Iterable[str]) -> dict[str, Stored | None]:
+    def choose_each(self, state: State, kinds: Iterable[str]) -> dict[str, StoredModel | None]:
         """`choose` for each of some kinds."""
         return {kind: self.choose(state.slot(kind), kind) for kind in kinds}
 
-    def _checked(self, model: str, kind: str) -> Stored | None:
-        """A model that is there, whole and of a kind; None: the bundled one. Raises InputError."""
+    def _checked(self, model: str, kind: str) -> StoredModel | None:
+        """An installed model, intact and of a kind; None: the bundled one. Raises InputError."""
         if model == BUNDLED:
             return None
         stored = self.get(model)
         if stored is None:
             raise InputError(f"model {model} is not in {self.folder} any more")
-        is_of = stored.read().info.kind
-        if is_of != kind:
-            raise InputError(f"{stored.path} is of kind {is_of!r}, not {kind!r}")
+        found_kind = stored.read().info.kind
+        if found_kind != kind:
+            raise InputError(f"{stored.path} is of kind {found_kind!r}, not {kind!r}")
         return stored
 
     @contextmanager
     def _state_lock(self) -> Iterator[None]:
         busy = f"another program keeps the state of {self.folder} locked; try again"
-        with self._lock(".state.lock", LOCK_WAIT_S, busy):
+        with self._lock(".state.lock", LOCK_TIMEOUT_S, busy):
             yield
 
     @contextmanager
     def _lock(self, name: str, wait_s: float, busy: str) -> Iterator[None]:
-        with _explained(self.folder):
+        with _write_errors(self.folder):
             # never through a link that someone has put there
             lock = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
             if not os.access(self.folder, os.W_OK):
@@ -319,7 +319,7 @@ class ModelStore:
                 raise PermissionError(errno.EACCES, "may not be changed by this user, or is on a read-only disk")
         try:
             deadline = time.monotonic() + wait_s
-            while not _flocked(lock):
+            while not _try_flock(lock):
                 if time.monotonic() >= deadline:
                     raise OutputError(busy)
                 time.sleep(0.02)
@@ -328,7 +328,7 @@ class ModelStore:
             os.close(lock)
 
 
-def _flocked(lock: int) -> bool:
+def _try_flock(lock: int) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -337,7 +337,7 @@ def _flocked(lock: int) -> bool:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -23,11 +23,11 @@ from maskfer_edge.classifier import Classifier
 from maskfer_edge.contract import INPUT_SIZE
 from maskfer_edge.errors import MaskferError, ModelError, OutputError
 from maskfer_edge.model_file import EXPRESSION
-from maskfer_edge.model_state import MOST_TRIES, Slot, State
-from maskfer_edge.model_store import ModelStore, Stored
+from maskfer_edge.model_state import MAX_TRIES, Slot, State
+from maskfer_edge.model_store import ModelStore, StoredModel
 
 # A frame without a result for so long, and the model on trial has failed.
-LIMIT_S = 60.0
+RESULT_TIMEOUT_S = 60.0
 # Results for so long, and it is good.
 PROVED_S = 10.0
 # Without a frame in work for so long, what ends the process is not the model's fault.
@@ -35,18 +35,20 @@ IDLE_S = 5.0
 # For a loop that goes on after all to end in order.
 GRACE_S = 2.0
 
-Leave = Callable[[MaskferError], object]
+Terminate = Callable[[MaskferError], object]
 
 
-def start(store: ModelStore, kinds: Sequence[str], leave: Leave) -> tuple[Mapping[str, Stored | None], TrialWatch]:
+def start(
+    store: ModelStore, kinds: Sequence[str], terminate: Terminate
+) -> tuple[Mapping[str, StoredModel | None], TrialWatch]:
     """What a run is to begin with, and what watches it. A model on trial has one more try noted.
 
-    Never raises for what is wrong with the store: the last good model runs then, else the bundled one.
+    Never raises for errors of the store: the last good model runs then, else the bundled one.
 
     Args:
         store: Of installed models.
         kinds: Of models that the run takes from there.
-        leave: See `TrialWatch`.
+        terminate: See `TrialWatch`.
 
     Returns:
         Kind to the model (None: the bundled one), and the watch.
@@ -54,10 +56,10 @@ def start(store: ModelStore, kinds: Sequence[str], leave: Leave) -> tuple[Mappin
     state = store.state()
     if any(state.slot(kind).on_trial for kind in kinds):
         try:
-            state = store.change(lambda state: _tried(store, state, kinds))
+            state = store.change(lambda state: _count_tries(store, state, kinds))
         except (OutputError, OSError) as error:
             # a try that cannot be noted would be repeated for ever
-            store.tell(f"{error}; the last good models are used, not those on trial")
+            store.report(f"{error}; the last good models are used, not those on trial")
             for kind in kinds:
                 good = state.slot(kind).last_good
                 state = state.with_slot(kind, Slot(good, good))
@@ -67,18 +69,18 @@ def start(store: ModelStore, kinds: Sequence[str], leave: Leave) -> tuple[Mappin
         for kind, model in chosen.items()
         if model is not None and state.slot(kind).on_trial and state.slot(kind).in_use == model.id
     }
-    return chosen, TrialWatch(store, on_trial, leave, tuple(kind for kind in kinds if state.slot(kind).put_back))
+    return chosen, TrialWatch(store, on_trial, terminate, tuple(kind for kind in kinds if state.slot(kind).put_back))
 
 
-def _tried(store: ModelStore, state: State, kinds: Sequence[str]) -> State:
+def _count_tries(store: ModelStore, state: State, kinds: Sequence[str]) -> State:
     for kind in kinds:
         slot = state.slot(kind)
-        if slot.on_trial and slot.tries < MOST_TRIES:
+        if slot.on_trial and slot.tries < MAX_TRIES:
             state = state.with_slot(kind, replace(slot, tries=slot.tries + 1))
         elif slot.on_trial:
-            why = f"{slot.tries} starts in a row ended before it was proved"
-            store.tell(f"{store.title(slot.in_use)}: {why}; {store.title(slot.last_good)} is put back")
-            state = state.with_slot(kind, slot.failed(why))
+            reason = f"{slot.tries} starts in a row ended before it was proved"
+            store.report(f"{store.title(slot.in_use)}: {reason}; {store.title(slot.last_good)} is put back")
+            state = state.with_slot(kind, slot.failed(reason))
     return state
 
 
@@ -93,28 +95,32 @@ class TrialWatch:
     source_failed = False
 
     def __init__(
-        self, store: ModelStore | None, on_trial: Mapping[str, str], leave: Leave, put_back: tuple[str, ...] = ()
+        self,
+        store: ModelStore | None,
+        on_trial: Mapping[str, str],
+        terminate: Terminate,
+        put_back: tuple[str, ...] = (),
     ) -> None:
         """Set up.
 
         Args:
             store: To note the judgement in.
             on_trial: Kind to the ID of each model on trial.
-            leave: Called, by another thread, with what is to be said when a loop hangs in native code, so that no
+            terminate: Called, by another thread, with the error when a loop hangs in native code, so that no
                 exception can end it: only the end of the process does.
             put_back: See the attributes.
         """
         self.put_back = put_back
-        self._store, self._on_trial, self._leave = store, dict(on_trial), leave
+        self._store, self._on_trial, self._terminate = store, dict(on_trial), terminate
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="model trial", daemon=True)
-        self._counted = False
+        self._try_counted = False
         self._busy_since: float | None = None
         self._idle_since = 0.0
         self._first_result: float | None = None
         self._error: ModelError | None = None
-        self._later: list[Callable[[], None]] = []
+        self._when_proved: list[Callable[[], None]] = []
 
     @property
     def on(self) -> bool:
@@ -124,13 +130,13 @@ class TrialWatch:
     def when_proved(self, action: Callable[[], None]) -> None:
         """Do something in the loop's thread once the models are good; at once, if none is on trial."""
         if self.on:
-            self._later.append(action)
+            self._when_proved.append(action)
         else:
             action()
 
     def models_opened(self) -> None:
         """The models could be opened; whether there is a camera is not their business."""
-        self._note_try(-1)
+        self._record_try(-1)
 
     def frame(self) -> None:
         """A frame comes to the loop."""
@@ -138,8 +144,8 @@ class TrialWatch:
             return
         with self._lock:
             self._busy_since = time.monotonic()
-            if not self._counted:
-                self._note_try(+1)
+            if not self._try_counted:
+                self._record_try(+1)
         if self._thread.ident is None:
             self._thread.start()
 
@@ -147,7 +153,7 @@ class TrialWatch:
         """The loop has made something of the frame.
 
         Args:
-            classifier: Is asked about an empty picture, once, as there may be no face in view for hours.
+            classifier: Run on an empty picture, once, as there may be no face in view for hours.
 
         Raises:
             ModelError: If the models on trial have failed meanwhile.
@@ -165,7 +171,7 @@ class TrialWatch:
         self._busy_since, self._idle_since = None, now
         if now - self._first_result >= PROVED_S:
             self._prove()
-            for action in self._later:
+            for action in self._when_proved:
                 action()
 
     def close(self, *, innocent: bool) -> None:
@@ -180,9 +186,9 @@ class TrialWatch:
         if self.on and innocent and self._first_result is not None and self._error is None:
             self._prove()
 
-    def _note_try(self, by: int) -> None:
-        self._counted = by > 0
-        self._change(lambda slot: replace(slot, tries=max(0, slot.tries + by)))
+    def _record_try(self, delta: int) -> None:
+        self._try_counted = delta > 0
+        self._change(lambda slot: replace(slot, tries=max(0, slot.tries + delta)))
 
     def _prove(self) -> None:
         with self._lock:
@@ -191,7 +197,7 @@ class TrialWatch:
                 self._on_trial = {}
                 self._closed.set()
 
-    def _change(self, step: Callable[[Slot], Slot]) -> None:
+    def _change(self, update: Callable[[Slot], Slot]) -> None:
         """Change the slots of the models that this run has on trial."""
         if self._store is None or not self.on:
             return
@@ -200,13 +206,13 @@ class TrialWatch:
             for kind, model in self._on_trial.items():
                 slot = state.slot(kind)
                 if slot.on_trial and slot.in_use == model:  # someone may have chosen another one meanwhile
-                    state = state.with_slot(kind, step(slot))
+                    state = state.with_slot(kind, update(slot))
             return state
 
         try:
             self._store.change(change)
         except (OutputError, OSError) as error:
-            self._store.tell(f"what the trial of {self._titles()} showed cannot be noted: {error}")
+            self._store.report(f"what the trial of {self._titles()} showed cannot be noted: {error}")
 
     def _titles(self) -> str:
         assert self._store is not None
@@ -214,26 +220,26 @@ class TrialWatch:
 
     def _watch(self) -> None:
         """Runs beside the loop, as a loop that hangs cannot watch itself."""
-        while not self._closed.wait(min(1.0, LIMIT_S / 10)):
+        while not self._closed.wait(min(1.0, RESULT_TIMEOUT_S / 10)):
             since, now = self._busy_since, time.monotonic()
-            if since is not None and now - since > LIMIT_S:
+            if since is not None and now - since > RESULT_TIMEOUT_S:
                 break
             with self._lock:
-                if self._counted and self._busy_since is None and now - self._idle_since > IDLE_S:
-                    self._note_try(-1)
+                if self._try_counted and self._busy_since is None and now - self._idle_since > IDLE_S:
+                    self._record_try(-1)
         with self._lock:
             if self._closed.is_set():
                 return
-            why = f"a frame had no result within {LIMIT_S:g} s"
-            error = ModelError(f"{self._titles()}: {why}; the last good model is put back, start again")
-            self._change(lambda slot: slot.failed(why))
+            reason = f"a frame had no result within {RESULT_TIMEOUT_S:g} s"
+            error = ModelError(f"{self._titles()}: {reason}; the last good model is put back, start again")
+            self._change(lambda slot: slot.failed(reason))
             self._error = error  # not before that is noted, as it may end the program
         if not self._closed.wait(GRACE_S):
-            self._leave(error)
+            self._terminate(error)
 
 
 class WatchedCapture(Capture):
-    """Tells a watch of each frame that it hands over, and if the source fails."""
+    """Notifies a watch of each frame that it hands over, and if the source fails."""
 
     def __init__(self, watch: TrialWatch, *arguments: Any, **options: Any) -> None:
         """As `Capture`, with the watch before."""

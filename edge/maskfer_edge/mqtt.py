@@ -33,17 +33,17 @@ MACHINE_ID = Path("/etc/machine-id")
 # A connection that is dead without a word is noticed after twice this; until then the system holds what is sent.
 KEEPALIVE_S = 10
 # Pauses between attempts to connect: the first, doubled each time, up to the longest.
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1, 30
-CLOSING_S = 1.0
+FIRST_PAUSE_S, MAX_PAUSE_S = 1, 30
+CLOSE_TIMEOUT_S = 1.0
 
 
 def _machine() -> str:
-    """What tells this machine from another of the same host name."""
-    said = ""
+    """ID that distinguishes this machine from another of the same host name."""
+    machine_id = ""
     with suppress(OSError):
-        said = MACHINE_ID.read_text().strip()
+        machine_id = MACHINE_ID.read_text().strip()
     # images that were never started have an empty one, or say so
-    return said if said not in ("", "uninitialized") else str(uuid.getnode())
+    return machine_id if machine_id not in ("", "uninitialized") else str(uuid.getnode())
 
 
 class MqttOutput(Output):
@@ -63,7 +63,7 @@ class MqttOutput(Output):
         *,
         source: str = "",
         rate: float = 5.0,
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Begin to connect, in a thread.
@@ -73,7 +73,7 @@ class MqttOutput(Output):
             health: Gives the state of the run; called by any thread.
             source: Of the run; two runs of one prefix that differ in it, or in the machine, do not push each other out.
             rate: Results a second at most; one in which a face or an expression changes is sent at once.
-            tell: Takes a line for people when the broker is lost, refuses, and when it is back.
+            report: Receives a line for people when the broker is lost, refuses, and when it is back.
             clock: Seconds that never go back.
 
         Raises:
@@ -87,25 +87,25 @@ class MqttOutput(Output):
         if not rate > 0:
             raise InputError(f"expected more than 0 results a second; received {rate:g}")
         self.broker, self.dropped = parse_broker(url), 0
-        self._health, self._tell, self._clock = health, tell, clock
+        self._health, self._report, self._clock = health, report, clock
         self._discovery = discovery(self.broker.prefix)
         self._pause_s = 1.0 / rate
         self._due = -float("inf")
         self._shown: set[tuple[int, str]] = set()
         self._online = False
-        self._trouble = ""
+        self._problem = ""
         self._closing = threading.Event()
         self._lock = threading.Lock()
 
         # With the same id a new connection ends a dead one at once; else its "offline" would follow the new "online".
-        who = f"{self.broker.prefix} {_machine()} {source}"
-        self._client = Client(CallbackAPIVersion.VERSION2, identity(who))
+        client_name = f"{self.broker.prefix} {_machine()} {source}"
+        self._client = Client(CallbackAPIVersion.VERSION2, identity(client_name))
         if self.broker.user is not None:
             self._client.username_pw_set(self.broker.user, self.broker.password)
         if self.broker.scheme == "mqtts":
             self._client.tls_set()
         self._client.will_set(f"{self.broker.prefix}/status", "offline", retain=True)
-        self._client.reconnect_delay_set(FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        self._client.reconnect_delay_set(FIRST_PAUSE_S, MAX_PAUSE_S)
         self._client.on_connect = self._on_connect
         self._client.on_connect_fail = self._on_connect_fail
         self._client.on_disconnect = self._on_disconnect
@@ -126,7 +126,7 @@ class MqttOutput(Output):
         return True
 
     def close(self, failed: bool = False) -> None:
-        """Say ``offline`` and disconnect; takes little more than `CLOSING_S` even if the broker is gone."""
+        """Say ``offline`` and disconnect; takes little more than `CLOSE_TIMEOUT_S` even if the broker is gone."""
         with self._lock:
             self._closing.set()
             self._publish("status", "offline", retain=True)
@@ -134,7 +134,7 @@ class MqttOutput(Output):
         # waits for the network's thread, which may hang in a connection attempt
         stopping = threading.Thread(target=self._client.loop_stop, daemon=True)
         stopping.start()
-        stopping.join(CLOSING_S)
+        stopping.join(CLOSE_TIMEOUT_S)
 
     def _publish(self, topic: str, payload: str, retain: bool = False) -> bool:
         """False without a connection: QoS 0 keeps nothing for later."""
@@ -155,34 +155,34 @@ class MqttOutput(Output):
                 client.disconnect()
                 return
             if reason.is_failure:
-                self._note("refused", f"refuses: {reason}; check user and password ({PASSWORD_VARIABLE})")
+                self._report_problem("refused", f"refuses: {reason}; check user and password ({PASSWORD_VARIABLE})")
                 return
             for topic, payload in self._discovery.items():
                 client.publish(topic, payload, retain=True)
             self._publish("status", "online", retain=True)
             self._publish_health()
             self._online = True
-        if self._trouble:
-            self._note("", "is back")
+        if self._problem:
+            self._report_problem("", "is back")
 
     def _on_connect_fail(self, client: Any, userdata: Any) -> None:
         error = sys.exception()  # paho calls this while it handles the error, and does not pass it on
-        why = getattr(error, "strerror", None) or str(error)
-        self._note("gone", f"cannot be reached: {why}; trying again, results are not sent meanwhile")
+        reason = getattr(error, "strerror", None) or str(error)
+        self._report_problem("gone", f"cannot be reached: {reason}; trying again, results are not sent meanwhile")
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if self._online and not self._closing.is_set():
-            self._note("gone", "is lost; trying to connect again, results are not sent meanwhile")
-        elif not (self._trouble or self._closing.is_set()):  # a web server's port, or one that expects TLS
-            self._note(
+            self._report_problem("gone", "is lost; trying to connect again, results are not sent meanwhile")
+        elif not (self._problem or self._closing.is_set()):  # a web server's port, or one that expects TLS
+            self._report_problem(
                 "mute",
                 "does not answer as a broker does; is the port right, or TLS expected there (mqtts://)? "
                 "Trying again, results are not sent meanwhile",
             )
         self._online = False
 
-    def _note(self, trouble: str, text: str) -> None:
-        """Tell of each kind of trouble once, not at each attempt."""
-        if trouble != self._trouble:
-            self._tell(f"{self.broker} {text}")
-        self._trouble = trouble
+    def _report_problem(self, problem: str, text: str) -> None:
+        """Report each kind of problem once, not at each attempt."""
+        if problem != self._problem:
+            self._report(f"{self.broker} {text}")
+        self._problem = problem

@@ -13,14 +13,14 @@ from maskfer_edge.outputs import Output
 from maskfer_edge.results import FrameResult
 
 # Frames that may wait for an output.
-WAITING = 8
+QUEUE_SIZE = 8
 # How long an output may take to write what waits for it, and then to finish what it has in hand.
-CLOSING_S = 0.9
+CLOSE_TIMEOUT_S = 0.9
 
 Draw = Callable[[UInt8Array, FrameResult], UInt8Array]
 
 
-class Seen:
+class PendingFrame:
     """A frame and its result; the annotated picture is drawn once, by whichever output wants it first."""
 
     def __init__(self, frame: Frame, result: FrameResult, draw: Draw) -> None:
@@ -43,7 +43,7 @@ class OutputThread:
     Attributes:
         output: What is fed.
         dropped: Frames that it was too slow for.
-        ended: Whether it asked the loop to end.
+        ended: Whether it requested the end of the loop.
         error: What it raised, if anything.
     """
 
@@ -58,21 +58,21 @@ class OutputThread:
         self.output, self.dropped, self.ended = output, 0, False
         self.error: Exception | None = None
         self._wait, self._stopping = wait, stopping
-        self._waiting: deque[Seen] = deque()
+        self._queue: deque[PendingFrame] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name=f"output {output.name}", daemon=True)
         self._thread.start()
 
-    def submit(self, seen: Seen) -> None:
+    def submit(self, item: PendingFrame) -> None:
         """Hand over one frame; never waits for long, unless it is to drop none."""
         with self._changed:
-            while self._wait and len(self._waiting) >= WAITING and not (self.error or self.ended or self._stopping()):
+            while self._wait and len(self._queue) >= QUEUE_SIZE and not (self.error or self.ended or self._stopping()):
                 self._changed.wait(timeout=0.1)
-            if len(self._waiting) >= WAITING:
-                self._waiting.popleft()
+            if len(self._queue) >= QUEUE_SIZE:
+                self._queue.popleft()
                 self.dropped += 1
-            self._waiting.append(seen)
+            self._queue.append(item)
             self._changed.notify_all()
 
     def missed(self) -> int:
@@ -86,13 +86,13 @@ class OutputThread:
             self._changed.notify_all()
         while self._wait and not failed and self._thread.is_alive() and not self._stopping():
             self._thread.join(timeout=0.1)
-        self._thread.join(timeout=CLOSING_S)
+        self._thread.join(timeout=CLOSE_TIMEOUT_S)
         with self._changed:
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
-        self._thread.join(timeout=CLOSING_S)
+            self.dropped += len(self._queue)
+            self._queue.clear()
+        self._thread.join(timeout=CLOSE_TIMEOUT_S)
         if self._thread.is_alive() and self.error is None:
-            self.error = OutputError(f"{self.output.name} did not finish in {2 * CLOSING_S:g} s and was left")
+            self.error = OutputError(f"{self.output.name} did not finish in {2 * CLOSE_TIMEOUT_S:g} s and was left")
 
     def close(self, failed: bool) -> None:
         """Close the output, unless it hangs. Raises what it raised, now or before."""
@@ -104,14 +104,14 @@ class OutputThread:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._closing):
+                while not (self._queue or self._closing):
                     self._changed.wait()
-                if not self._waiting:
+                if not self._queue:
                     return
-                seen = self._waiting.popleft()
+                item = self._queue.popleft()
                 self._changed.notify_all()
             try:
-                if not write_to(self.output, seen):
+                if not write_to(self.output, item):
                     self.ended = True
                     return
             except Exception as error:  # noqa: BLE001 (raised by the loop, which asks for it)
@@ -119,9 +119,9 @@ class OutputThread:
                 return
 
 
-def write_to(output: Output, seen: Seen) -> bool:
+def write_to(output: Output, item: PendingFrame) -> bool:
     """Write one frame; False if the output asks to end."""
-    return output.write(seen.frame, seen.result, seen.annotated() if output.wants_picture else None)
+    return output.write(item.frame, item.result, item.annotated() if output.wants_picture else None)
 
 
 class OutputSet:
@@ -139,7 +139,7 @@ class OutputSet:
             stopping: Whether the run is to end soon; then these are not waited for either.
         """
         self._draw, self._live = draw, live
-        self._here = [output for output in outputs if output.main_thread]
+        self._main_thread_outputs = [output for output in outputs if output.main_thread]
         self.threads = [
             OutputThread(output, wait=output.keeps_all and not live, stopping=stopping)
             for output in outputs
@@ -148,17 +148,17 @@ class OutputSet:
 
     def write(self, frame: Frame, result: FrameResult) -> bool:
         """Hand one frame to all; False if one of them asks to end. Raises what any of them raised."""
-        seen = Seen(frame, result, self._draw)
+        item = PendingFrame(frame, result, self._draw)
         for thread in self.threads:
             if thread.error:
                 raise thread.error
-            thread.submit(seen)
-        here = [write_to(output, seen) for output in self._here]
-        return all(here) and not any(thread.ended for thread in self.threads)
+            thread.submit(item)
+        go_on = [write_to(output, item) for output in self._main_thread_outputs]
+        return all(go_on) and not any(thread.ended for thread in self.threads)
 
     def idle(self) -> bool:
         """Let those of the main thread live while no frame comes; False if one of them asks to end."""
-        return all([output.idle() for output in self._here])
+        return all([output.idle() for output in self._main_thread_outputs])
 
     def finish(self, failed: bool) -> None:
         """Close all, whichever fails; then raise the first failure, if nothing else is being raised."""
@@ -168,13 +168,13 @@ class OutputSet:
         first = next((thread.error for thread in self.threads if thread.error is not None), None)
         errors: list[Exception] = [] if first is None else [first]
         closing: list[tuple[Output, Callable[[bool], None]]]
-        closing = [(output, output.close) for output in self._here]
+        closing = [(output, output.close) for output in self._main_thread_outputs]
         closing += [(thread.output, thread.close) for thread in self.threads]
         for output, close in closing:
             # of a camera, what there is so far is worth as much whatever has failed
-            survives = self._live and output.survives
+            keeps_partial = self._live and output.keeps_partial
             try:
-                close((failed or first is not None) and not survives)
+                close((failed or first is not None) and not keeps_partial)
             except Exception as error:  # noqa: BLE001 (the first is raised below)
                 errors.append(error)
         if errors and not failed:

@@ -17,16 +17,16 @@ from maskfer_edge.cameras import Frame
 from maskfer_edge.contract import LABELS, UInt8Array
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.errors import OutputError
-from maskfer_edge.files import check_free, lock, older_names, remove_left, whole_file
+from maskfer_edge.files import atomic_file, check_writable, lock, remove_abandoned, rotated_names
 from maskfer_edge.results import FrameResult
 
-LEAST_FREE_BYTES = 4_000_000
+MIN_FREE_BYTES = 4_000_000
 # A camera that stood still for longer than this does not fill a recording with copies of its last frame.
-LONGEST_GAP_S = 5.0
-# A recording that nothing was written to for so long is no run's any more.
-LEFT_S = 600.0
+MAX_GAP_S = 5.0
+# A recording that nothing was written to for so long belongs to no run any more.
+ABANDONED_AFTER_S = 600.0
 # Within which a window opens on any machine that can open one.
-WINDOW_S = 20.0
+WINDOW_TIMEOUT_S = 20.0
 
 
 class Output(ABC):
@@ -37,7 +37,7 @@ class Output(ABC):
         wants_picture: Whether the annotated picture is needed.
         keeps_all: Whether of a file no frame may be missing, so that the loop waits for it.
         main_thread: Whether it must be called by the main thread.
-        survives: Whether what it has of a camera is kept when something fails, it or another.
+        keeps_partial: Whether what it has of a camera is kept when something fails, it or another.
         dropped: Frames that it took and could not pass on.
     """
 
@@ -45,7 +45,7 @@ class Output(ABC):
     wants_picture = False
     keeps_all = False
     main_thread = False
-    survives = False
+    keeps_partial = False
     dropped = 0
 
     @abstractmethod
@@ -99,7 +99,7 @@ class LineFile(Output):
         Args:
             path: Where to.
             overwrite: Whether existing files are replaced.
-            append: Whether an existing file is gone on with; what a crash left of its last line is taken off.
+            append: Whether to append to an existing file; a last line that a crash left incomplete is removed.
             rotate_bytes: Size from which a new file is begun; five old ones become PATH.1, PATH.2, ...; 0: never.
 
         Raises:
@@ -108,7 +108,7 @@ class LineFile(Output):
         self.name = "stdout" if path == "-" else path
         self._path = None if path == "-" else Path(path)
         self._append, self._rotate_bytes = append, rotate_bytes
-        self._new = self._begun = False
+        self._new = self._started = False
         self._file: IO[bytes]
         # a pipe, or a device such as a serial line or /dev/full, has no beginning to go back to
         self._regular = self._path is not None and (self._path.is_file() or not self._path.exists())
@@ -116,8 +116,8 @@ class LineFile(Output):
             self._file = sys.stdout.buffer
             return
         if not self._path.is_char_device():
-            for file in [path, *older_names(path)] if rotate_bytes else [path]:
-                check_free(Path(file), overwrite or append)
+            for file in [path, *rotated_names(path)] if rotate_bytes else [path]:
+                check_writable(Path(file), overwrite or append)
         self._new = not self._path.exists()
         try:
             self._file = self._open(os.O_RDWR if append and self._regular else os.O_WRONLY)
@@ -138,11 +138,11 @@ class LineFile(Output):
     def close(self, failed: bool = False) -> None:
         """Close the file; the lines so far are whole. After a failure before the first line, leave all as it was."""
         try:
-            if not failed and not self._begun:
+            if not failed and not self._started:
                 self._write_all(b"")
         finally:
             if self._path is not None:
-                if self._new and not self._begun:
+                if self._new and not self._started:
                     self._path.unlink(missing_ok=True)
                 self._file.close()
 
@@ -165,8 +165,8 @@ class LineFile(Output):
     def _write_all(self, text: bytes) -> None:
         start = 0
         try:
-            if not self._begun:
-                text = self._beginning() + text
+            if not self._started:
+                text = self._begin() + text
             if self._regular:
                 start = self._file.tell()
                 if self._rotate_bytes and start and start + len(text) > self._rotate_bytes:
@@ -176,7 +176,7 @@ class LineFile(Output):
             self._file.flush()
             if written is not None and written < len(text):
                 raise OSError(28, "No space left on device")
-            self._begun = True
+            self._started = True
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -185,8 +185,8 @@ class LineFile(Output):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
 
-    def _beginning(self) -> bytes:
-        """What comes before the first line, once the file has nothing more than what is gone on with."""
+    def _begin(self) -> bytes:
+        """What comes before the first line, once the file is truncated to what is appended to."""
         if self._regular:
             if self._append:
                 self._file.seek(_end_of_last_line(self._file))
@@ -195,7 +195,7 @@ class LineFile(Output):
         return self.header.encode()
 
     def _rotate(self) -> None:
-        names = [Path(name) for name in (self.name, *older_names(self.name))]
+        names = [Path(name) for name in (self.name, *rotated_names(self.name))]
         for older, newer in zip(names[:0:-1], names[-2::-1], strict=True):
             if newer.exists():
                 newer.replace(older)
@@ -258,7 +258,7 @@ class CsvFile(LineFile):
 class VideoRecording(Output):
     """An annotated video. The file appears when the recording ends well, or not at all."""
 
-    wants_picture = keeps_all = survives = True
+    wants_picture = keeps_all = keeps_partial = True
 
     def __init__(self, path: Path, fps: float, overwrite: bool = False) -> None:
         """Reserve the name; the writer is made with the first frame, whose size the video has.
@@ -270,8 +270,8 @@ class VideoRecording(Output):
             raise OutputError(f"{path} must end in .mp4 or .avi")
         self.name, self.path, self.fps = str(path), path, fps
         self._stack = ExitStack()
-        remove_left(path, LEFT_S)  # pictures of people that nobody would look for
-        self._partial = self._stack.enter_context(whole_file(path, overwrite))
+        remove_abandoned(path, ABANDONED_AFTER_S)  # pictures of people that nobody would look for
+        self._partial = self._stack.enter_context(atomic_file(path, overwrite))
         self._writer: Any = None
         self._size_wh = (0, 0)
         self._first_time = 0.0
@@ -283,14 +283,14 @@ class VideoRecording(Output):
         if self._writer is None:
             self._open(annotated, frame.time)
         due = round((frame.time - self._first_time) * self.fps) + 1 - self._written
-        if abs(due) > LONGEST_GAP_S * self.fps:  # backwards: the clock was set
+        if abs(due) > MAX_GAP_S * self.fps:  # backwards: the clock was set
             self._first_time += (due - 1) / self.fps
             due = 1
         if due > 0:
             picture = fit_into(annotated, self._size_wh)
             for _ in range(due):
                 # a picture takes less than it has bytes, and the end of a file some as well
-                if shutil.disk_usage(self.path.parent).free < LEAST_FREE_BYTES + picture.nbytes:
+                if shutil.disk_usage(self.path.parent).free < MIN_FREE_BYTES + picture.nbytes:
                     raise OutputError(f"{self.path} cannot be written: the disk is full")
                 self._writer.write(picture)
                 self._written += 1
@@ -368,7 +368,7 @@ def has_display() -> bool:
         return False
     command = [sys.executable, "-P", "-c", "import cv2; cv2.namedWindow('maskfer'); cv2.destroyAllWindows()"]
     with suppress(OSError, subprocess.TimeoutExpired):
-        return subprocess.run(command, capture_output=True, timeout=WINDOW_S, check=False).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=WINDOW_TIMEOUT_S, check=False).returncode == 0
     return False
 
 

@@ -1,4 +1,4 @@
-"""A second look at what a detector takes for faces, at the picture's own resolution and with their surroundings.
+"""The detector's second stage: scores its candidates again, at the picture's own resolution and with context.
 
 A cascade's second stage, as in MTCNN (Zhang and others, Joint Face Detection and Alignment Using Multi-task Cascaded
 Convolutional Networks, 2016); the network, and how both scores become one, are our own.
@@ -14,7 +14,7 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, overlap, scaled
+from maskfer_edge.detector import Box, Detection, iou, scaled
 from maskfer_edge.errors import ModelError
 from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
@@ -23,20 +23,21 @@ SIDE = 48
 CONTEXT = 1.5
 # Light and contrast are evened out: mean and standard deviation in grey levels, and how often the latter grows at most.
 # What lies beyond the picture's edge has the mean.
-MEAN, DEVIATION, MOST_GAIN = 127, 50.0, 5.0
-# A detector's score from which a second look is taken, and at how many of a picture's surest at most: on validation
-# scenes 0.1 has the same F1 with half as many looks again; on the tuning half of the photographs no face needs more.
-CANDIDATE, MOST_LOOKS = 0.15, 16
-# From here on a detector's score is believed: on validation scenes and the tuning half no second look changed its fate.
-SURE = 0.8
-# Of boxes that share so much (intersection over union), only the surest is kept: the network finds all of them likely.
-SAME_FACE = 0.25
-# Neither score is ever quite sure: 8 bits tell no finer.
-LEAST_DOUBT = 1 / 512
+MEAN, DEVIATION, MAX_GAIN = 127, 50.0, 5.0
+# First-stage score from which a candidate is rescored, and how many of a picture's highest-scoring ones are at most: on
+# validation scenes 0.1 has the same F1 at 1.5 times the cost; on the tuning half of the photographs no face needs more.
+CANDIDATE_SCORE, MAX_RESCORED = 0.15, 16
+# First-stage score from which a candidate keeps its score: on validation scenes and the tuning half rescoring changed
+# the outcome for none.
+CONFIDENT_SCORE = 0.8
+# Intersection over union from which only the highest-scoring box is kept: the network finds all of them likely.
+NMS_IOU = 0.25
+# Probabilities are clipped to this distance from 0 and 1: 8 bits resolve no finer.
+EPSILON = 1 / 512
 
 
-def surroundings(image: UInt8Array, box: Box) -> UInt8Array:
-    """What a second look sees of a face.
+def context_crop(image: UInt8Array, box: Box) -> UInt8Array:
+    """Crop a candidate as the second stage sees it.
 
     Args:
         image: (height, width, 3) uint8, B,G,R, or (height, width) grey.
@@ -47,50 +48,52 @@ def surroundings(image: UInt8Array, box: Box) -> UInt8Array:
     """
     left, top, width, height = box
     side = max(1, round(CONTEXT * math.sqrt(width * height)))
-    lows = round(left + (width - side) / 2), round(top + (height - side) / 2)
-    inside = [(max(low, 0), min(low + side, length)) for low, length in zip(lows, image.shape[1::-1], strict=True)]
-    found = np.full((SIDE, SIDE), MEAN, dtype=np.uint8)
+    origins = round(left + (width - side) / 2), round(top + (height - side) / 2)
+    inside = [
+        (max(origin, 0), min(origin + side, length)) for origin, length in zip(origins, image.shape[1::-1], strict=True)
+    ]
+    crop = np.full((SIDE, SIDE), MEAN, dtype=np.uint8)
     (x0, x1), (y0, y1) = inside
     if x0 >= x1 or y0 >= y1:
-        return found
-    part = image[y0:y1, x0:x1]
-    grey = cv2.cvtColor(part, cv2.COLOR_BGR2GRAY) if part.ndim == 3 else part
+        return crop
+    visible = image[y0:y1, x0:x1]
+    grey = cv2.cvtColor(visible, cv2.COLOR_BGR2GRAY) if visible.ndim == 3 else visible
     (to_x0, to_x1), (to_y0, to_y1) = (
-        _placed(start - low, end - low, side) for (start, end), low in zip(inside, lows, strict=True)
+        _span(start - origin, end - origin, side) for (start, end), origin in zip(inside, origins, strict=True)
     )
     interpolation = cv2.INTER_AREA if side > SIDE else cv2.INTER_LINEAR
     small = cv2.resize(grey, (to_x1 - to_x0, to_y1 - to_y0), interpolation=interpolation)
     mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(small))
-    gain = min(MOST_GAIN, DEVIATION / max(deviation, 1.0))
+    gain = min(MAX_GAIN, DEVIATION / max(deviation, 1.0))
     # one pass that rounds and clips; numpy takes ten times as long
-    found[to_y0:to_y1, to_x0:to_x1] = cv2.addWeighted(small, gain, small, 0, MEAN - gain * mean)
-    return found
+    crop[to_y0:to_y1, to_x0:to_x1] = cv2.addWeighted(small, gain, small, 0, MEAN - gain * mean)
+    return crop
 
 
-def _placed(start: int, end: int, side: int) -> tuple[int, int]:
+def _span(start: int, end: int, side: int) -> tuple[int, int]:
     """From where to where a part of the square lies in the result; at least one pixel."""
     first = min(SIDE - 1, round(start * SIDE / side))
     return first, max(first + 1, round(end * SIDE / side))
 
 
-def combined(score: float, likely: float) -> float:
+def combine_scores(score: float, face_probability: float) -> float:
     """The mean of two probabilities' log odds, as a probability."""
     odds = 1.0
-    for probability in (score, likely):
+    for probability in (score, face_probability):
         # in this order a float network's NaN is no face
-        doubtful = min(1 - LEAST_DOUBT, max(LEAST_DOUBT, probability))
-        odds *= doubtful / (1 - doubtful)
+        clipped = min(1 - EPSILON, max(EPSILON, probability))
+        odds *= clipped / (1 - clipped)
     return math.sqrt(odds) / (1 + math.sqrt(odds))
 
 
 class Rescorer:
-    """Asks a network about each candidate. The interpreter is built once; not for two threads at a time."""
+    """Scores each candidate with a second network. The interpreter is built once; not for two threads at a time."""
 
     def __init__(self, flatbuffer: bytes, runtime: str = AUTO, threads: int = 1, name: str = "rescorer") -> None:
         """Open the network and check its tensors.
 
         Args:
-            flatbuffer: A TFLite model: `surroundings` in, the probability of a face out.
+            flatbuffer: A TFLite model: `context_crop` in, the probability of a face out.
             runtime: See `runtime.open_interpreter`.
             threads: Likewise.
             name: For messages.
@@ -114,42 +117,42 @@ class Rescorer:
         image: UInt8Array,
         smaller: UInt8Array,
         candidates: Sequence[Detection],
-        least_score: float,
+        min_score: float,
         *,
-        whole_crowd: bool = False,
+        rescore_all: bool = False,
     ) -> list[Detection]:
-        """Give candidates scores that count what a second look says.
+        """Rescore candidates, and suppress all but the highest-scoring of overlapping ones.
 
         Args:
             image: The picture in which they were found, (height, width, 3) uint8, B,G,R, or (height, width) grey.
             smaller: The same, (h, w) uint8 grey, however small: what has twice the pixels that are needed in it is
-                looked at there, as that takes a fraction of the time.
-            candidates: With scores from 0 to 1, the surest first. Those of `SURE` and more keep theirs; of the others
-                those beyond `MOST_LOOKS` are left out.
-            least_score: Those that end below it are left out.
-            whole_crowd: Whether those beyond `MOST_LOOKS` are looked at all the same, and given as not readable.
+                cropped from it, as that takes a fraction of the time.
+            candidates: With scores from 0 to 1, the highest first. Those of `CONFIDENT_SCORE` and more keep theirs; of
+                the others those beyond `MAX_RESCORED` are left out.
+            min_score: Those whose new score is below it are left out.
+            rescore_all: Whether those beyond `MAX_RESCORED` are rescored all the same, and returned as not readable.
 
         Returns:
-            The others with their new scores, 0 to 1, the readable ones before the rest, the surest first and each face
-            once.
+            The others with their new scores, 0 to 1, the readable ones before the rest, the highest score first and
+            each face once.
         """
         scale = smaller.shape[1] / image.shape[1]
-        looked = [found for found in candidates if found.score >= SURE]
-        doubtful = candidates[len(looked) :]
-        for number, found in enumerate(doubtful if whole_crowd else doubtful[:MOST_LOOKS]):
-            seen, box = image, found.box
+        rescored = [candidate for candidate in candidates if candidate.score >= CONFIDENT_SCORE]
+        uncertain = candidates[len(rescored) :]
+        for number, candidate in enumerate(uncertain if rescore_all else uncertain[:MAX_RESCORED]):
+            source, box = image, candidate.box
             if scale < 1 and scale * CONTEXT * math.sqrt(box[2] * box[3]) >= 2 * SIDE:
-                seen, box = smaller, scaled(box, scale)
-            score = combined(found.score, self.likely(surroundings(seen, box)))
-            looked.append(Detection(found.box, score, readable=number < MOST_LOOKS))
+                source, box = smaller, scaled(box, scale)
+            score = combine_scores(candidate.score, self.face_probability(context_crop(source, box)))
+            rescored.append(Detection(candidate.box, score, readable=number < MAX_RESCORED))
         kept: list[Detection] = []
-        for found in sorted(looked, key=lambda found: (not found.readable, -found.score)):
-            if found.score >= least_score and all(overlap(found.box, other.box) < SAME_FACE for other in kept):
-                kept.append(found)
+        for detection in sorted(rescored, key=lambda detection: (not detection.readable, -detection.score)):
+            if detection.score >= min_score and all(iou(detection.box, other.box) < NMS_IOU for other in kept):
+                kept.append(detection)
         return kept
 
-    def likely(self, crop: UInt8Array) -> float:
-        """How likely a (48, 48) uint8 crop of `surroundings` shows a face, 0 to 1."""
+    def face_probability(self, crop: UInt8Array) -> float:
+        """Probability that a (48, 48) uint8 crop of `context_crop` shows a face, 0 to 1."""
         tensor: Any = self._codes[crop][None, ..., None]
         self._interpreter.set_tensor(self._input["index"], tensor)
         self._interpreter.invoke()

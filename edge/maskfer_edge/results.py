@@ -1,4 +1,4 @@
-"""What the runtime says of a frame."""
+"""The results of a frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from maskfer_edge.contract import LABELS, FloatArray
 
-# The expression of a face whose best label is less sure than was asked for.
+# The expression of a face whose best label's score is below the minimum confidence.
 UNSURE = "Unsure"
 
 
@@ -55,9 +55,9 @@ class FrameResult:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        said = asdict(self)
-        del said["covered"]
-        return json.dumps(said, separators=(",", ":"))
+        record = asdict(self)
+        del record["covered"]
+        return json.dumps(record, separators=(",", ":"))
 
 
 def face_result(
@@ -76,5 +76,5 @@ def face_result(
     shown = LABELS[int(np.argmax(scores))] if expression is None else expression
     rounded = {label: round(float(score), 4) for label, score in zip(LABELS, scores, strict=True)}
     confidence = rounded[shown]
-    named = shown if confidence >= min_confidence else UNSURE
-    return FaceResult(track, box, round(detector_score, 3), named, confidence, rounded)
+    label = shown if confidence >= min_confidence else UNSURE
+    return FaceResult(track, box, round(detector_score, 3), label, confidence, rounded)

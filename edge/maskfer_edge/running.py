@@ -28,8 +28,8 @@ from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.loop import Pipeline, results, spare_a_core
 from maskfer_edge.metrics import MetricsServer
 from maskfer_edge.model_file import DETECTOR, EXPRESSION
-from maskfer_edge.model_store import ModelStore, Stored
-from maskfer_edge.model_watch import Leave, TrialWatch, WatchedCapture, start
+from maskfer_edge.model_store import ModelStore, StoredModel
+from maskfer_edge.model_watch import Terminate, TrialWatch, WatchedCapture, start
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
 from maskfer_edge.results import FrameResult
@@ -38,7 +38,7 @@ from maskfer_edge.sources import CameraOptions, open_camera
 from maskfer_edge.systemd import Notifier
 from maskfer_edge.tracker import Tracker
 
-Tell = Callable[[str], None]
+Reporter = Callable[[str], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 BROWSER_SOURCE = "browser"
 # Detections after which a face before a camera is believed.
@@ -76,25 +76,25 @@ class Run:
 
 
 @contextmanager
-def opened(
+def open_run(
     settings: RunSettings,
-    tell: Tell = lambda text: None,
-    leave: Leave = lambda error: None,
+    report: Reporter = lambda text: None,
+    terminate: Terminate = lambda error: None,
     quiet: Quiet = nullcontext,
 ) -> Iterator[Run]:
     """Open all that a run needs; it is closed again on leaving.
 
     Args:
         settings: Of the run.
-        tell: Takes lines for people: what was picked, lost, found again.
-        leave: Ends the process when an installed model on trial hangs the loop; see `model_watch.TrialWatch`.
+        report: Receives lines for people: what was picked, lost, found again.
+        terminate: Ends the process when an installed model on trial hangs the loop; see `model_watch.TrialWatch`.
         quiet: What native libraries are opened in, such as `quiet.quiet_native_libraries` for a command.
 
     Raises:
         MaskferError: If anything cannot be opened; nothing is left behind then.
     """
     with ExitStack() as stack:
-        settings, watch = _with_installed(settings, tell, leave)
+        settings, watch = _with_installed(settings, report, terminate)
         with quiet():
             pipeline = open_pipeline(settings)
         stack.callback(pipeline.close)
@@ -107,19 +107,19 @@ def opened(
             token = settings.token or os.environ.get("MASKFER_TOKEN", "")
             server = stack.enter_context(BrowserServer(host, port, token))
             # what is no terminal is a log, which others read
-            tell(f"live view: {server.url if sys.stderr.isatty() else without_secrets(server.url)}")
+            report(f"live view: {server.url if sys.stderr.isatty() else without_secrets(server.url)}")
         if settings.source == "auto":
             settings = replace(settings, source=pick_source())
-            tell(f"source: {settings.source}")
+            report(f"source: {settings.source}")
         with quiet():
             camera, reopen = _open_camera(settings, server)
         retries = None if settings.retries < 0 else settings.retries
         # which closes the camera
-        capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, tell=tell))
+        capture = stack.enter_context(WatchedCapture(watch, camera, reopen, retries=retries, report=report))
         if isinstance(camera, BrowserCamera):
             stack.callback(camera.close)  # its read ends by that alone
-        for line in _unused(settings, camera):
-            tell(line)
+        for line in _ineffective_settings(settings, camera):
+            report(line)
         if camera.live and camera.moving:
             pipeline.tracker.confirm = CONFIRM
         if camera.live:
@@ -131,16 +131,16 @@ def opened(
         outputs: list[Output] = []
         # if a later one cannot be opened, or no result is asked for, they leave nothing behind
         stack.callback(_close_unused, outputs)
-        for make in _outputs(settings, camera, meter, server, tell):
-            outputs.append(make())
+        for open_output in _outputs(settings, camera, meter, server, report):
+            outputs.append(open_output())
         if settings.metrics:
             host, port = address(settings.metrics, "metrics", METRICS_PORT)
-            serving = stack.enter_context(MetricsServer(meter.snapshot, port, host))
+            metrics_server = stack.enter_context(MetricsServer(meter.snapshot, port, host))
             if port == 0:
-                tell(f"metrics: port {serving.port}")
+                report(f"metrics: port {metrics_server.port}")
         notifier = Notifier()
         stack.callback(notifier.stopping)
-        pulse = _pulse(notifier, Throttle(tell), pipeline, meter, watch)
+        pulse = _pulse(notifier, Throttle(report), pipeline, meter, watch)
         yield Run(settings, capture, pipeline, outputs, meter, pulse)
 
 
@@ -148,7 +148,7 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
     """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
     if settings.models:
         store = ModelStore(Path(settings.models))
-        settings = _with_models(settings, store.choose_each(store.state(), _kinds_installed(settings)))
+        settings = _with_models(settings, store.choose_each(store.state(), _installed_kinds(settings)))
     model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
     detector = open_detector(
         settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads
@@ -157,33 +157,33 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
         detector,
         open_classifier(model, settings.runtime, settings.threads, mirror=settings.mirror),
         Tracker(min_confidence=settings.min_confidence),
-        detect_every=settings.looks_every,
+        detect_every=settings.detection_interval,
         budget_ms=settings.budget_ms,
     )
     if settings.blur:
         pipeline.covers = True
         if isinstance(detector, LearnedDetector):
-            detector.keeps_small = True  # a face too small for an expression can still be recognised
+            detector.keep_small = True  # a face too small for an expression can still be recognised
     return pipeline
 
 
-def _kinds_installed(settings: RunSettings) -> list[str]:
+def _installed_kinds(settings: RunSettings) -> list[str]:
     """The kinds of models that are taken from the folder of installed ones: those of which no file is named."""
     own_detector = settings.detector != "learned" or settings.detector_model
     return [kind for kind, own in ((EXPRESSION, settings.model), (DETECTOR, own_detector)) if not own]
 
 
-def _with_models(settings: RunSettings, chosen: Mapping[str, Stored | None]) -> RunSettings:
+def _with_models(settings: RunSettings, chosen: Mapping[str, StoredModel | None]) -> RunSettings:
     paths = {kind: str(model.path) for kind, model in chosen.items() if model is not None}
     model, detector_model = paths.get(EXPRESSION, settings.model), paths.get(DETECTOR, settings.detector_model)
     return replace(settings, models="", model=model, detector_model=detector_model)
 
 
-def _with_installed(settings: RunSettings, tell: Tell, leave: Leave) -> tuple[RunSettings, TrialWatch]:
+def _with_installed(settings: RunSettings, report: Reporter, terminate: Terminate) -> tuple[RunSettings, TrialWatch]:
     """The settings with the files of installed models in them, and what watches those on trial."""
     if not settings.models:
-        return settings, TrialWatch(None, {}, leave)
-    chosen, watch = start(ModelStore(Path(settings.models), tell), _kinds_installed(settings), leave)
+        return settings, TrialWatch(None, {}, terminate)
+    chosen, watch = start(ModelStore(Path(settings.models), report), _installed_kinds(settings), terminate)
     return _with_models(settings, chosen), watch
 
 
@@ -198,25 +198,27 @@ def _open_camera(settings: RunSettings, server: BrowserServer | None) -> tuple[C
     return camera, partial(open_camera, settings.source, options) if camera.endless else None
 
 
-def _unused(settings: RunSettings, camera: Camera) -> Iterator[str]:
-    """Lines that name what was asked for in vain."""
+def _ineffective_settings(settings: RunSettings, camera: Camera) -> Iterator[str]:
+    """Lines that name settings without effect."""
     by_page = isinstance(camera, BrowserCamera)
     if settings.token and not (settings.browser or by_page):
         yield "token has no effect without browser"
-    obeyed: tuple[str, ...] = () if by_page else ("size", "fps")
+    effective: tuple[str, ...] = () if by_page else ("size", "fps")
     if camera.file:
-        obeyed = ("realtime", "loop")
+        effective = ("realtime", "loop")
     elif isinstance(camera, NetworkStream):
-        obeyed = ("fps",)
-    asked = [name for name in ("size", "fps", "realtime", "loop") if getattr(settings, name) and name not in obeyed]
-    if asked:
-        yield f"no effect on {without_secrets(settings.source)}: {', '.join(asked)}"
+        effective = ("fps",)
+    ineffective = [
+        name for name in ("size", "fps", "realtime", "loop") if getattr(settings, name) and name not in effective
+    ]
+    if ineffective:
+        yield f"no effect on {without_secrets(settings.source)}: {', '.join(ineffective)}"
 
 
 def _outputs(
-    settings: RunSettings, camera: Camera, meter: HealthMeter, server: BrowserServer | None, tell: Tell
+    settings: RunSettings, camera: Camera, meter: HealthMeter, server: BrowserServer | None, report: Reporter
 ) -> Iterator[Callable[[], Output]]:
-    """What makes each output that is asked for."""
+    """Factories of the outputs that are configured."""
     for kind, path in ((JsonLines, settings.jsonl), (CsvFile, settings.csv)):
         if path:
             rotate_bytes = settings.rotate_mb * 1e6
@@ -227,12 +229,12 @@ def _outputs(
         page = camera if isinstance(camera, BrowserCamera) else None
         yield partial(BrowserView, server, meter.snapshot, page)
     if settings.mqtt:
-        yield partial(MqttOutput, settings.mqtt, meter.snapshot, source=settings.source, tell=tell)
+        yield partial(MqttOutput, settings.mqtt, meter.snapshot, source=settings.source, report=report)
     if not settings.headless:
         if has_display():
             yield Window
         else:
-            tell("No display here: running headless.")
+            report("No display here: running headless.")
 
 
 def _close_unused(outputs: list[Output]) -> None:
@@ -257,7 +259,7 @@ def _pulse(
     return pulse
 
 
-def stream(source: str = "auto", *, tell: Tell = lambda text: None, **settings: Any) -> Iterator[FrameResult]:
+def stream(source: str = "auto", *, report: Reporter = lambda text: None, **settings: Any) -> Iterator[FrameResult]:
     """Results of a camera, a file or a stream, one a frame.
 
         for result in maskfer_edge.stream("usb:0"):
@@ -265,7 +267,7 @@ def stream(source: str = "auto", *, tell: Tell = lambda text: None, **settings: 
 
     Args:
         source: As ``maskfer-edge run --source`` takes it.
-        tell: Takes lines for people.
+        report: Receives lines for people.
         settings: Attributes of `run_settings.RunSettings`; no window is opened unless ``headless=False``.
 
     Raises:
@@ -275,5 +277,5 @@ def stream(source: str = "auto", *, tell: Tell = lambda text: None, **settings: 
     known = {field.name for field in fields(RunSettings)}
     if unknown := set(settings) - known:
         raise InputError(f"unknown setting {min(unknown)!r}; there are {', '.join(sorted(known))}")
-    with opened(RunSettings(**{"source": source, "headless": True, **settings}), tell) as run:
+    with open_run(RunSettings(**{"source": source, "headless": True, **settings}), report) as run:
         yield from run.results()

@@ -71,9 +71,9 @@ def _import_runtime(runtime: str) -> tuple[Any, str]:
                         raise _needs_numpy_1() from error
                     reason = " ".join(str(error).split())[:200]
                     raise DependencyError(f"{candidate} is installed but cannot be loaded: {reason}") from error
-    wanted = ["litert", "tflite-runtime"] if runtime == AUTO else [runtime]
-    lines = " or ".join(RUNTIMES[name][1] for name in wanted)
-    raise DependencyError(f"no TFLite runtime ({', '.join(wanted)}) is installed; run: {lines}")
+    names = ["litert", "tflite-runtime"] if runtime == AUTO else [runtime]
+    lines = " or ".join(RUNTIMES[name][1] for name in names)
+    raise DependencyError(f"no TFLite runtime ({', '.join(names)}) is installed; run: {lines}")
 
 
 def _numpy_2() -> bool:
@@ -88,32 +88,32 @@ def check_types(details: Iterable[Any], name: str) -> None:
     """Check that tensors hold floats, or integers of 8 bits that say what they stand for.
 
     Args:
-        details: What the interpreter tells of each.
+        details: The interpreter's details of each.
         name: Of the model, for messages.
 
     Raises:
         ModelError: If one does not.
     """
     for detail in details:
-        kind = np.dtype(detail["dtype"])
-        if kind not in (np.uint8, np.int8, np.float32):
-            raise ModelError(f"{name} has a tensor of {kind}; expected integers of 8 bits")
-        if kind != np.float32 and not detail["quantization"][0] > 0:
-            raise ModelError(f"{name} has a tensor of {kind} without a scale; convert the model again")
+        dtype = np.dtype(detail["dtype"])
+        if dtype not in (np.uint8, np.int8, np.float32):
+            raise ModelError(f"{name} has a tensor of {dtype}; expected integers of 8 bits")
+        if dtype != np.float32 and not detail["quantization"][0] > 0:
+            raise ModelError(f"{name} has a tensor of {dtype} without a scale; convert the model again")
 
 
 def codes_of_pixels(detail: Any) -> Any:
-    """What a network takes for each of the 256 values of a pixel, in the dtype of the input of which `detail` tells."""
-    pixels, kind = np.arange(256, dtype=np.float32), np.dtype(detail["dtype"])
-    if kind == np.float32:
+    """What a network takes for each of the 256 values of a pixel, in the dtype of the input with details `detail`."""
+    pixels, dtype = np.arange(256, dtype=np.float32), np.dtype(detail["dtype"])
+    if dtype == np.float32:
         return pixels
     scale, zero = detail["quantization"]
-    limits = np.iinfo(kind)
-    return np.clip(np.round(pixels / np.float32(scale)) + zero, limits.min, limits.max).astype(kind)
+    limits = np.iinfo(dtype)
+    return np.clip(np.round(pixels / np.float32(scale)) + zero, limits.min, limits.max).astype(dtype)
 
 
 def dequantised(raw: Any, detail: Any) -> FloatArray:
-    """What the values of an output, of which `detail` tells, stand for: float32 of the same shape."""
+    """Dequantise the values of an output with details `detail`: float32 of the same shape."""
     values: FloatArray = raw.astype(np.float32)
     if raw.dtype != np.float32:
         scale, zero = detail["quantization"]

@@ -17,7 +17,7 @@ Settings = TypeVar("Settings")
 
 
 def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a TOML file and flags say; flags win.
+    """The settings in a TOML file and flags; flags win.
 
     Args:
         kind: Frozen dataclass of settings.
@@ -25,7 +25,7 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
         given: Attributes by name; None counts as not given.
 
     Returns:
-        Attribute to value, of those that were said.
+        Attribute to value, of those that were given.
 
     Raises:
         InputError: If the file cannot be read, or holds an unknown key or a value that is of another type.
@@ -41,15 +41,15 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
             if isinstance(value, dict):
                 raise InputError(f"{config} has a section [{key}]; settings go without sections: take that line out")
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
+                nearest = difflib.get_close_matches(key, known, 1)
                 remedy = (
-                    f"the nearest known one is {near[0]!r}"
-                    if near
+                    f"the nearest known one is {nearest[0]!r}"
+                    if nearest
                     else "the keys are the options that --help lists, with _ for -"
                 )
                 raise InputError(f"{config} holds an unknown key {key!r}; {remedy}")
             if not _is_of_type(known[key], value):
-                raise InputError(f"{config}: {_how_written(known[key], value)}")
+                raise InputError(f"{config}: {_type_remedy(known[key], value)}")
     return chosen | {name: value for name, value in given.items() if value is not None}
 
 
@@ -83,7 +83,7 @@ def _is_of_type(field: Field[Any], value: Any) -> bool:
     return isinstance(value, expected) and (bool in expected or not isinstance(value, bool))
 
 
-def _how_written(field: Field[Any], value: Any) -> str:
+def _type_remedy(field: Field[Any], value: Any) -> str:
     """How a setting is to be written in TOML whose value is of another type."""
     if field.type == "bool":
         return f"{field.name} is true or false"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from maskfer_edge.addresses import without_secrets
 from maskfer_edge.camera_devices import STREAM_SCHEMES, NetworkStream, PiCamera, UsbCamera
-from maskfer_edge.camera_files import InRealTime, PictureFiles, Repeated, VideoFile
+from maskfer_edge.camera_files import LoopedFile, PictureFiles, RealTimeFile, VideoFile
 from maskfer_edge.cameras import Camera
 from maskfer_edge.decoding import PICTURE_SUFFIXES
 from maskfer_edge.errors import CameraError, InputError
@@ -62,8 +62,8 @@ def open_camera(source: str, options: CameraOptions | None = None) -> Camera:
         return UsbCamera(int(number), options.size_wh, options.fps)
     if Path(source).is_char_device():
         return UsbCamera(source, options.size_wh, options.fps)
-    camera = Repeated(lambda: _open_file(source)) if options.loop else _open_file(source)
-    return InRealTime(camera) if options.realtime else camera
+    camera = LoopedFile(lambda: _open_file(source)) if options.loop else _open_file(source)
+    return RealTimeFile(camera) if options.realtime else camera
 
 
 def _open_file(source: str) -> Camera:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from maskfer_edge.contract import LABELS, FloatArray
-from maskfer_edge.detector import Box, Detection, overlap
+from maskfer_edge.detector import Box, Detection, iou
 from maskfer_edge.errors import InputError
 from maskfer_edge.results import FaceResult, face_result
 
 BoxFloat = tuple[float, float, float, float]
-# Share of a box's newest movement in its velocity; the rest is what it was before.
-NEWEST_MOVEMENT = 0.5
+# Weight of the newest movement in the exponential moving average of a box's velocity.
+VELOCITY_WEIGHT = 0.5
 
 
 @dataclass
@@ -25,7 +25,7 @@ class Track:
         number: Stays with the face.
         box: Left, top, width, height in pixels, where the face was last detected.
         detector_score: Of that detection.
-        unread: Detections in a row that found it too small to be read.
+        unreadable: Detections in a row that found it too small to be read.
         seen: Frame of that detection.
         velocity: Change of the box, pixels a frame.
         hits: Detections that found it.
@@ -45,7 +45,7 @@ class Track:
     scores: FloatArray | None = None
     classified: int = -1
     label: int = 0
-    unread: int = 0
+    unreadable: int = 0
 
     def box_at(self, frame: int) -> Box:
         """Where the box is, or should be by its velocity, in a frame."""
@@ -53,8 +53,8 @@ class Track:
         return round(float(x)), round(float(y)), max(1, round(float(w))), max(1, round(float(h)))
 
 
-# Intersection over union from which two boxes are one face.
-SAME_FACE = 0.3
+# Intersection over union from which a detection belongs to a track.
+MATCH_IOU = 0.3
 
 
 class Tracker:
@@ -104,7 +104,7 @@ class Tracker:
                 (shared, t, d)
                 for t, box in enumerate(expected)
                 for d, detection in enumerate(detections)
-                if (shared := overlap(box, detection.box)) >= SAME_FACE
+                if (shared := iou(box, detection.box)) >= MATCH_IOU
             ),
             reverse=True,
         )
@@ -120,17 +120,17 @@ class Tracker:
         self._tracks = [track for track in self._tracks if track.misses <= self.patience]
         for d, detection in enumerate(detections):
             if d in track_of:
-                _move(track_of[d], frame, detection)
-                if track_of[d].unread > self.patience:
+                _update(track_of[d], frame, detection)
+                if track_of[d].unreadable > self.patience:
                     _forget_expression(track_of[d])
             else:
-                unread = 0 if detection.readable else self.coast + 1
-                self._tracks.append(Track(self._number(), detection.box, detection.score, frame, unread=unread))
+                unreadable = 0 if detection.readable else self.coast + 1
+                self._tracks.append(Track(self._number(), detection.box, detection.score, frame, unreadable=unreadable))
 
     def shown(self) -> list[Track]:
         """Faces that were seen lately and can be read, the one that was classified longest ago first."""
         return sorted(
-            (t for t in self._tracks if max(t.misses, t.unread) <= self.coast and t.hits >= self.confirm),
+            (t for t in self._tracks if max(t.misses, t.unreadable) <= self.coast and t.hits >= self.confirm),
             key=lambda t: (t.classified, t.number),
         )
 
@@ -172,14 +172,14 @@ class Tracker:
         for track in self._tracks:
             if track.seen != frame:
                 x, y, w, h = (round(side) for side in track.box)
-                boxes.append(_around(track.box_at(frame), (x, y, w, h)))
+                boxes.append(_enclosing(track.box_at(frame), (x, y, w, h)))
             elif track.number not in read:
                 boxes.append(track.box_at(frame))
         return tuple(boxes)
 
-    def expected(self, frame: int, most_misses: int) -> list[Box]:
+    def expected(self, frame: int, max_misses: int) -> list[Box]:
         """Where the faces should be in a frame that so many detections in a row missed at most."""
-        return [track.box_at(frame) for track in self._tracks if track.misses <= most_misses]
+        return [track.box_at(frame) for track in self._tracks if track.misses <= max_misses]
 
     def forget(self) -> None:
         """Let all faces go: the next frame has nothing to do with those before."""
@@ -196,18 +196,18 @@ class Tracker:
         return self._next_number - 1
 
 
-def _around(a: Box, b: Box) -> Box:
-    """The smallest box that holds two."""
+def _enclosing(a: Box, b: Box) -> Box:
+    """The smallest box that encloses two."""
     left, top = min(a[0], b[0]), min(a[1], b[1])
     return left, top, max(a[0] + a[2], b[0] + b[2]) - left, max(a[1] + a[3], b[1] + b[3]) - top
 
 
-def _move(track: Track, frame: int, detection: Detection) -> None:
+def _update(track: Track, frame: int, detection: Detection) -> None:
     since = max(1, frame - track.seen)
     moved = (np.asarray(detection.box, dtype=np.float32) - np.asarray(track.box, dtype=np.float32)) / since
-    track.velocity = (NEWEST_MOVEMENT * moved + (1 - NEWEST_MOVEMENT) * track.velocity).astype(np.float32)
+    track.velocity = (VELOCITY_WEIGHT * moved + (1 - VELOCITY_WEIGHT) * track.velocity).astype(np.float32)
     track.box, track.detector_score, track.seen, track.misses = detection.box, detection.score, frame, 0
-    track.unread = 0 if detection.readable else track.unread + 1
+    track.unreadable = 0 if detection.readable else track.unreadable + 1
     track.hits += 1
 
 

@@ -82,9 +82,10 @@ def test_no_runtime_at_all_is_an_error(monkeypatch, tflite_model):
         benchmark(read_models([tflite_model]), runtimes=("litert",), runs=2)
 
 
-def test_an_unknown_runtime_is_refused(tflite_model):
-    with pytest.raises(InputError, match="unknown runtime 'fast'"):
-        benchmark(read_models([tflite_model]), runtimes=("fast",))
+@pytest.mark.parametrize("runtime", ["fast", "auto"])
+def test_an_unknown_runtime_is_refused(tflite_model, runtime):
+    with pytest.raises(InputError, match=f"unknown runtime '{runtime}'; give one of litert, litert-builtin, tfl"):
+        benchmark(read_models([tflite_model]), runtimes=("litert", runtime))
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import flatbuffers
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 
 from maskfer_converter.graph import read_graph
 from maskfer_edge.classifier import default_model
@@ -56,5 +58,14 @@ def test_what_is_no_model_is_refused(content):
 
 def test_a_model_cut_short_is_refused(tflite_model):
     content = load_model(tflite_model).flatbuffer
-    with pytest.raises(ModelError, match=r"cut\.tflite is damaged"):
+    with pytest.raises(ModelError, match=r"^cut\.tflite is cut short or damaged; copy or convert it again$"):
         read_graph(content[: len(content) // 2], "cut.tflite")
+
+
+def test_a_model_of_several_subgraphs_is_refused(tflite_model):
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(load_model(tflite_model).flatbuffer, 0))
+    model.subgraphs *= 2
+    builder = flatbuffers.Builder()
+    builder.Finish(model.Pack(builder), b"TFL3")
+    with pytest.raises(ModelError, match=r"two\.tflite has 2 subgraphs; give a model of one"):
+        read_graph(bytes(builder.Output()), "two.tflite")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,17 +14,18 @@ from maskfer_converter.cli import main
 from maskfer_converter.comparison import Limits
 from maskfer_converter.inspection import inspect
 from maskfer_converter.quantize_detector import quantize_detector
-from maskfer_edge.detector import Detection, overlap
+from maskfer_edge.detector import Detection, iou
 from maskfer_edge.errors import InputError, ModelError
 from maskfer_edge.learned_detector import open_learned_detector
 from maskfer_edge.model_file import load_detector_model, load_model
-from maskfer_edge.scenes import Marks
+from maskfer_edge.scenes import GroundTruth
 
 pytestmark = pytest.mark.usefixtures("few_runs")
 
+MODELS = Path(__file__).parents[2] / "trainer/models"
 SIDE = 56
 FACE, AWAY, UNJUDGED, SMALL = (10, 10, 50, 50), (100, 100, 40, 40), (200, 10, 30, 30), (250, 200, 10, 10)
-SAID = {
+METADATA = {
     "kind": "detector", "architecture": "by-brightness", "stride": 8, "input_size_wh": [320, 240],
     "score_threshold": 0.5, "scenes": {"count": 12, "seed": 0},
 }  # fmt: skip
@@ -63,14 +65,14 @@ def keras_detector(tmp_path_factory):
     boxes.set_weights([np.zeros((1, 1, 1, 4)), np.array([0, 0, np.log(SIDE / 8), np.log(SIDE / 8)])])
     folder = tmp_path_factory.mktemp("keras-detector")
     network.save(folder / "plain.keras")
-    embed_metadata(folder / "plain.keras", folder / "model.keras", SAID)
+    embed_metadata(folder / "plain.keras", folder / "model.keras", METADATA)
     return folder / "model.keras"
 
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory, keras_detector, scenes):
     out = tmp_path_factory.mktemp("quantized") / "detector.tflite"
-    return out, quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))
+    return out, quantize_detector(keras_detector, scenes, out, METADATA, pictures=8, limits=Limits(5, 90))
 
 
 def test_the_file_says_what_it_is(quantized):
@@ -85,7 +87,7 @@ def test_the_file_says_what_it_is(quantized):
 def test_it_finds_what_the_network_was_made_for(quantized, scenes):
     image = cv2.imread(str(scenes / "scenes/00003.jpg"))
     (found,) = open_learned_detector(quantized[0])(image)
-    assert overlap(found.box, (36 + 48, 28 + 24, SIDE, SIDE)) > 0.6
+    assert iou(found.box, (36 + 48, 28 + 24, SIDE, SIDE)) > 0.6
 
 
 def test_what_is_ignored_counts_neither_way(quantized):
@@ -104,13 +106,13 @@ def test_all_checks_pass_and_the_report_lies_beside_it(quantized):
 @pytest.mark.usefixtures("anew")
 def test_the_same_arguments_give_the_same_bytes(quantized, keras_detector, scenes, tmp_path):
     out = tmp_path / "again.tflite"
-    quantize_detector(keras_detector, scenes, out, SAID, pictures=8, limits=Limits(5, 90))
+    quantize_detector(keras_detector, scenes, out, METADATA, pictures=8, limits=Limits(5, 90))
     assert out.read_bytes() == quantized[0].read_bytes()
 
 
 def test_a_detector_past_the_limits_is_refused(keras_detector, scenes, tmp_path):
     with pytest.raises(RefusedModelError, match="at most -100 points lost"):
-        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, limits=Limits(-100))
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", METADATA, pictures=8, limits=Limits(-100))
     assert not list(tmp_path.iterdir())
 
 
@@ -126,24 +128,24 @@ def test_inspect_shows_a_detector_s_metadata(quantized):
 
 @pytest.mark.parametrize("missing", ["stride", "input_size_wh", "score_threshold"])
 def test_what_a_detector_must_say_is_asked_for(keras_detector, scenes, tmp_path, missing):
-    said = {key: value for key, value in SAID.items() if key != missing}
+    said = {key: value for key, value in METADATA.items() if key != missing}
     with pytest.raises(InputError, match="is no whole detector; make it with: trainer fit-detector"):
         quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", said, pictures=8)
 
 
 def test_too_few_scenes_are_refused(keras_detector, scenes, tmp_path):
     with pytest.raises(InputError, match="has 8 training scenes; 9 are needed"):
-        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=9)
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", METADATA, pictures=9)
 
 
 def test_a_folder_without_scenes_is_refused(keras_detector, tmp_path):
     with pytest.raises(InputError, match="build-scenes"):
-        quantize_detector(keras_detector, tmp_path, tmp_path / "out.tflite", SAID)
+        quantize_detector(keras_detector, tmp_path, tmp_path / "out.tflite", METADATA)
 
 
 def test_a_network_of_other_shapes_is_refused(keras_detector, scenes, tmp_path):
     with pytest.raises(InputError, match="expected"):
-        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", {**SAID, "stride": 16}, pictures=8)
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", {**METADATA, "stride": 16}, pictures=8)
 
 
 def test_the_command_tells_a_detector_from_an_expression_network(run_main, keras_detector, scenes, tmp_path):
@@ -172,7 +174,7 @@ def keras_rescorer(tmp_path_factory):
     return path
 
 
-def test_a_second_look_goes_into_the_file(run_main, keras_detector, keras_rescorer, scenes, tmp_path):
+def test_a_second_stage_goes_into_the_file(run_main, keras_detector, keras_rescorer, scenes, tmp_path):
     out = tmp_path / "model.tflite"
     options = ["--per-class", 1, "--min-agreement", 90, "--rescorer", keras_rescorer]
     ran = run_main(main, "quantize", keras_detector, "--calibrate", scenes, "-o", out, *options)
@@ -184,13 +186,13 @@ def test_a_second_look_goes_into_the_file(run_main, keras_detector, keras_rescor
     scene = np.full((240, 320), 40, np.uint8)
     scene[80 : 80 + SIDE, 100 : 100 + SIDE] = 230
     (found,) = open_learned_detector(out)(scene)
-    assert overlap(found.box, (100, 80, SIDE, SIDE)) > 0.5
+    assert iou(found.box, (100, 80, SIDE, SIDE)) > 0.5
 
 
-def test_with_a_second_look_a_threshold_is_chosen_unless_told(keras_detector, keras_rescorer, scenes, tmp_path):
+def test_with_a_second_stage_a_threshold_is_chosen_unless_told(keras_detector, keras_rescorer, scenes, tmp_path):
     for name, threshold in (("chosen", None), ("told", 0.33)):
         report = quantize_detector(
-            keras_detector, scenes, tmp_path / f"{name}.tflite", SAID, pictures=8, limits=Limits(5, 90),
+            keras_detector, scenes, tmp_path / f"{name}.tflite", METADATA, pictures=8, limits=Limits(5, 90),
             rescorer=keras_rescorer, threshold=threshold,
         )  # fmt: skip
         assert load_detector_model(tmp_path / f"{name}.tflite").info.score_threshold == report.threshold
@@ -211,23 +213,59 @@ def test_the_threshold_is_the_lowest_that_is_nearly_best(monkeypatch, found, exp
     monkeypatch.setattr(
         module, "LearnedDetector", lambda model, score_threshold: lambda scene: [Detection(*one) for one in found]
     )
-    known = Marks([FACE, SMALL], [UNJUDGED])
+    known = GroundTruth([FACE, SMALL], [UNJUDGED])
     scene = np.zeros((240, 320), np.uint8)
     assert module._nearly_best_threshold(None, [scene], [known]) == expected
 
 
 def test_a_network_that_is_no_rescorer_is_refused(keras_detector, scenes, tmp_path):
-    with pytest.raises(InputError, match="expected"):
+    with pytest.raises(InputError, match=r"model\.keras is no rescorer; give the model\.keras of trainer fit-rescorer"):
         quantize_detector(
-            keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, rescorer=keras_detector
+            keras_detector, scenes, tmp_path / "out.tflite", METADATA, pictures=8, rescorer=keras_detector
         )  # fmt: skip
 
 
-def test_a_second_look_at_nothing_is_refused(keras_detector, keras_rescorer, scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "CANDIDATE", 1.1)
+def test_a_rescorer_of_other_shapes_is_refused(keras_detector, keras_model, scenes, tmp_path):
+    repacked(keras_model, tmp_path / "plain.keras", leave_out="maskfer.json")
+    with pytest.raises(InputError, match=r"expected .*; give the model\.keras of trainer fit-rescorer"):
+        quantize_detector(
+            keras_detector, scenes, tmp_path / "out.tflite", METADATA, pictures=8, rescorer=tmp_path / "plain.keras"
+        )  # fmt: skip
+
+
+def repacked(source, target, leave_out):
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            if name != leave_out:
+                new.writestr(name, old.read(name))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["rescorer", "--calibrate", "DATASET"],
+         "rescorer.keras is a rescorer; give it by --rescorer, and as MODEL the .keras of trainer fit-detector"),
+        (["detector", "--calibrate", "SCENES", "--rescorer", "LEAN"],
+         "lean.keras is no rescorer; give the model.keras of trainer fit-rescorer"),
+        (["detector", "--calibrate", "DATASET"], "holds no readable scenes.json"),
+        (["lean", "--calibrate", "SCENES"], "holds no readable dataset.json"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_before_tensorflow_is_loaded(
+    run_without, scenes, dataset, tmp_path, arguments, said
+):
+    places = {"SCENES": scenes, "DATASET": dataset, "LEAN": MODELS / "lean.keras"}
+    model, *options = [places.get(word, word) for word in arguments]
+    ran = run_without("tensorflow", "converter", "quantize", MODELS / f"{model}.keras", *options,
+                      "-o", tmp_path / "out.tflite")  # fmt: skip
+    assert (ran.code, ran.err.count("\n"), said in ran.err) == (1, 1, True)
+
+
+def test_a_second_stage_with_nothing_to_score_is_refused(keras_detector, keras_rescorer, scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CANDIDATE_SCORE", 1.1)
     with pytest.raises(InputError, match="finds nothing on the calibration scenes"):
         quantize_detector(
-            keras_detector, scenes, tmp_path / "out.tflite", SAID, pictures=8, rescorer=keras_rescorer
+            keras_detector, scenes, tmp_path / "out.tflite", METADATA, pictures=8, rescorer=keras_rescorer
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from maskfer_edge.sources import open_camera
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(module, "MOST_FRAMES", 6)
+    monkeypatch.setattr(module, "MAX_FRAMES", 6)
     monkeypatch.setattr(module, "REALTIME_FRAMES", 5)
 
 
@@ -63,9 +63,9 @@ def test_a_camera_cannot_be_measured(monkeypatch):
         bench(RunSettings(source="browser"))
 
 
-@pytest.mark.parametrize(("most_bytes", "max_frames", "count"), [(1e9, 0, 6), (1e6, 0, 2), (1e9, 4, 4)])
-def test_no_more_frames_are_held_than_asked_for_or_fit(no_processes, monkeypatch, most_bytes, max_frames, count):
-    monkeypatch.setattr(module, "MOST_BYTES", most_bytes)
+@pytest.mark.parametrize(("max_bytes", "max_frames", "count"), [(1e9, 0, 6), (1e6, 0, 2), (1e9, 4, 4)])
+def test_no_more_frames_are_held_than_asked_for_or_fit(no_processes, monkeypatch, max_bytes, max_frames, count):
+    monkeypatch.setattr(module, "MAX_BYTES", max_bytes)
     assert bench(RunSettings(source="demo", max_frames=max_frames)).frames[0] == count
 
 

@@ -96,11 +96,11 @@ def test_the_firmware_of_a_raspberry_pi_5_is_found(firmware):
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("output", "expected"),
     [("throttled=0x50001\n", ("under-voltage",)), ("VCHI initialization failed\n", ()), ("hangs", ()), (None, ())],
 )
-def test_without_the_kernels_file_the_command_is_asked(firmware, said, expected):
-    firmware(command=said)
+def test_without_the_kernels_file_the_command_is_asked(firmware, output, expected):
+    firmware(command=output)
     assert board.throttle_warnings() == expected
 
 
@@ -127,8 +127,10 @@ class FakeBoard:
     """A throttle whose time and warnings the test sets."""
 
     def __init__(self):
-        self.now, self.warnings, self.looks, self.told = 0.0, (), 0, []
-        self.throttle = Throttle(self.told.append, every_s=5, calm_s=60, read=self.read, clock=lambda: self.now)
+        self.now, self.warnings, self.looks, self.reported = 0.0, (), 0, []
+        self.throttle = Throttle(
+            self.reported.append, interval_s=5, clear_after_s=60, read=self.read, clock=lambda: self.now
+        )
 
     def read(self):
         self.looks += 1
@@ -163,34 +165,34 @@ def test_the_beginning_is_told_once_with_the_remedy():
     board = FakeBoard()
     board.at(0, "under-voltage")
     board.at(5, "under-voltage")
-    assert board.told == ["the board reports under-voltage: use a better power supply; running slower"]
+    assert board.reported == ["the board reports under-voltage: use a better power supply; running slower"]
 
 
 def test_a_capped_clock_is_told_without_running_slower():
     board = FakeBoard()
     board.at(0, "frequency capped")
-    assert board.told == ["the board reports frequency capped: cool it"]
+    assert board.reported == ["the board reports frequency capped: cool it"]
 
 
 def test_a_further_warning_is_told_by_itself():
     board = FakeBoard()
     board.at(0, "under-voltage")
     board.at(5, "under-voltage", "soft temperature limit")
-    assert board.told[1:] == ["the board reports soft temperature limit: cool it; running slower"]
+    assert board.reported[1:] == ["the board reports soft temperature limit: cool it; running slower"]
 
 
 def test_the_end_is_told_when_it_has_been_calm_for_long_enough():
     board = FakeBoard()
     board.at(0, "throttled")
     assert [board.at(59), board.at(64), board.at(70)] == [2, 1, 1]
-    assert board.told[1:] == ["the board reports no more warnings; running at full speed"]
+    assert board.reported[1:] == ["the board reports no more warnings; running at full speed"]
 
 
 def test_a_supply_that_comes_and_goes_does_not_fill_the_log():
     board = FakeBoard()
     for look in range(100):
         board.at(5 * look, *(ALL[:1] if look % 3 == 0 else ()))
-    assert len(board.told) == 1
+    assert len(board.reported) == 1
 
 
 def test_the_warnings_can_be_read():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge import browser, browser_server
-from maskfer_edge.browser import MOST_VIEWERS, BrowserCamera, BrowserView, jpeg_size_wh
+from maskfer_edge.browser import MAX_VIEWERS, BrowserCamera, BrowserView, jpeg_size_wh
 from maskfer_edge.browser_server import BrowserServer
 from maskfer_edge.cameras import Frame
 from maskfer_edge.drawing import annotate
@@ -101,9 +101,9 @@ def parts(message):
 def next_picture(link):
     """The next message with a picture; one without has health only."""
     while True:
-        said, data = parts(link.recv(timeout=20))
+        content, data = parts(link.recv(timeout=20))
         if data:
-            return said, data
+            return content, data
 
 
 def closed(link):
@@ -189,10 +189,10 @@ def test_this_machines_own_names_are_let_in(site, host):
 def test_a_viewer_gets_the_annotated_picture_and_its_result(site):
     link = site.viewer()
     result = site.write(7)
-    said, data = next_picture(link)
+    content, data = next_picture(link)
     shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     expected = annotate(picture(), result)
-    assert said["result"] == json.loads(result.to_json())
+    assert content["result"] == json.loads(result.to_json())
     assert shown.shape == expected.shape and np.abs(shown.astype(int) - expected).mean() < 3
     assert np.abs(shown.astype(int) - picture()).mean() > np.abs(shown.astype(int) - expected).mean()
 
@@ -212,13 +212,13 @@ def test_health_is_sent_once_a_second(site, monkeypatch):
     for index, now[0] in enumerate((0.0, 0.9, 1.0)):
         site.write(index)
         health.append(next_picture(link)[0]["health"])
-    assert [said and said["frames"] for said in health] == [1, None, 3]
+    assert [content and content["frames"] for content in health] == [1, None, 3]
 
 
 def test_health_is_sent_also_without_pictures(site):
     site.meter.capture_state = lambda: (0, 1, "unplugged")
-    said, data = parts(site.viewer().recv(timeout=20))
-    assert said["result"] is None and said["health"]["lost"] == "unplugged" and not data
+    content, data = parts(site.viewer().recv(timeout=20))
+    assert content["result"] is None and content["health"]["lost"] == "unplugged" and not data
 
 
 def test_without_viewers_nothing_is_encoded(site, monkeypatch):
@@ -268,23 +268,23 @@ def test_a_viewer_that_stops_reading_stalls_nobody(site, monkeypatch):
         site.write(index)
         slowest = max(slowest, time.monotonic() - start)
         assert next_picture(watching)[0]["result"]["frame"] == index
-    assert slowest < 5 and time.monotonic() - began < browser_server.SENDING_S
+    assert slowest < 5 and time.monotonic() - began < browser_server.SEND_TIMEOUT_S
     assert client._sending_since and json.loads(client._slot[0])["frame"] == 119  # the newest replaces the others
 
 
 def test_a_viewer_that_stops_reading_is_cut_off(site, monkeypatch):
     stalled_viewer(site, monkeypatch)
-    monkeypatch.setattr(browser_server, "SENDING_S", 0.1)
+    monkeypatch.setattr(browser_server, "SEND_TIMEOUT_S", 0.1)
     time.sleep(0.15)
     site.write()
     wait_for(lambda: not site.view._viewers)
 
 
 def test_only_so_many_may_watch(site):
-    links = [site.viewer() for _ in range(MOST_VIEWERS)]
-    assert closed(site.socket("/view")) == (1013, f"{MOST_VIEWERS} pages are open already; close one of them")
+    links = [site.viewer() for _ in range(MAX_VIEWERS)]
+    assert closed(site.socket("/view")) == (1013, f"{MAX_VIEWERS} pages are open already; close one of them")
     links[0].close()
-    wait_for(lambda: len(site.view._viewers) < MOST_VIEWERS)
+    wait_for(lambda: len(site.view._viewers) < MAX_VIEWERS)
     site.viewer()
 
 
@@ -353,8 +353,8 @@ def test_what_is_no_picture_closes_that_socket_only(site, message, code, reason)
     watching = site.viewer()
     link = site.socket("/camera")
     link.send(message)
-    said = closed(link)
-    assert said[0] == code and said[1] and (reason is None or said[1] == reason)
+    closing = closed(link)
+    assert closing[0] == code and closing[1] and (reason is None or closing[1] == reason)
     wait_for(lambda: site.camera._page is None)
     site.socket("/camera").send(jpeg(picture()))
     assert site.camera.read().image.shape == (240, 320, 3)
@@ -436,16 +436,16 @@ def test_closing_the_camera_ends_its_page(site):
 
 
 def test_the_page_knows_whether_the_source_is_its_camera(site):
-    said = []
+    configs = []
     with BrowserServer(port=0) as bare:
         for server in (site.server, bare):
             link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
             link.request("GET", "/")
             page = link.getresponse().read().decode()
-            said.append(json.loads(re.search(r'"application/json">(.*)</script>', page)[1]))
+            configs.append(json.loads(re.search(r'"application/json">(.*)</script>', page)[1]))
             link.close()
-    assert [config["camera"] for config in said] == [True, False]
-    assert said[0]["colours"]["Angry"] == "#d55e00"
+    assert [config["camera"] for config in configs] == [True, False]
+    assert configs[0]["colours"]["Angry"] == "#d55e00"
 
 
 def test_the_server_ends_soon_with_pages_open(site, monkeypatch):
@@ -467,7 +467,7 @@ def test_the_server_ends_soon_with_pages_open(site, monkeypatch):
 @pytest.mark.parametrize("failures", [0, 3])
 def test_the_server_outlives_a_connection_that_could_not_be_taken(monkeypatch, failures):
     made, failed = [], []
-    monkeypatch.setattr("maskfer_edge.browser_server.TRY_AGAIN_S", 0.01)
+    monkeypatch.setattr("maskfer_edge.browser_server.RETRY_PAUSE_S", 0.01)
 
     class Server:
         """The first ends as websockets' does when no thread can be started."""

@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from maskfer_edge import camera_list
-from maskfer_edge.camera_list import FoundCamera, ask_picamera2, list_cameras, pick_source
+from maskfer_edge.camera_list import CameraInfo, ask_picamera2, list_cameras, pick_source
 from maskfer_edge.errors import CameraError, DependencyError
 
 CAPTURE, MPLANE, M2M, META, STREAMING, DEVICE_CAPS = 0x1, 0x1000, 0x8000, 0x800000, 0x4000000, 0x80000000
@@ -79,7 +79,7 @@ def machine(monkeypatch, tmp_path):
 
 def test_a_usb_camera_is_listed_with_its_formats(machine):
     machine.video(0, "HD Webcam: HD Webcam", codes=("MJPG", "YUYV", "Y10 "))
-    assert machine.list() == [FoundCamera("usb:0", "HD Webcam: HD Webcam", "MJPG, YUYV, Y10")]
+    assert machine.list() == [CameraInfo("usb:0", "HD Webcam: HD Webcam", "MJPG, YUYV, Y10")]
 
 
 def test_the_node_of_a_cameras_metadata_is_no_camera(machine):
@@ -128,7 +128,7 @@ def test_cameras_come_in_the_order_of_their_numbers(machine):
 def test_a_camera_without_permission_says_so(machine):
     denied = PermissionError(13, "Permission denied")
     machine.video(0, "Webcam", error=denied).video(1, "Webcam", index=1, error=denied)
-    assert machine.list() == [FoundCamera("usb:0", "Webcam", "no permission: group video")]
+    assert machine.list() == [CameraInfo("usb:0", "Webcam", "no permission: group video")]
 
 
 @pytest.mark.parametrize("error", [OSError(19, "No such device"), OSError(16, "Device or resource busy")])
@@ -173,7 +173,7 @@ def test_a_broken_picamera2_hides_no_usb_camera(machine):
 
 @pytest.mark.parametrize(("cameras", "expected"), [(["picamera", "usb:0"], "picamera"), (["usb:2", "usb:4"], "usb:2")])
 def test_auto_takes_the_first_camera(monkeypatch, cameras, expected):
-    monkeypatch.setattr(camera_list, "list_cameras", lambda: [FoundCamera(source, "") for source in cameras])
+    monkeypatch.setattr(camera_list, "list_cameras", lambda: [CameraInfo(source, "") for source in cameras])
     assert pick_source() == expected
 
 
@@ -197,8 +197,8 @@ def picamera2(monkeypatch, tmp_path):
 
 
 def test_picamera2_is_asked_in_a_program_of_its_own(picamera2):
-    said = f"class Picamera2:\n    global_camera_info = staticmethod(lambda: {json.dumps([IMX708])})\n"
-    picamera2(f"print('chatter')\n{said}")
+    code = f"class Picamera2:\n    global_camera_info = staticmethod(lambda: {json.dumps([IMX708])})\n"
+    picamera2(f"print('chatter')\n{code}")
     assert ask_picamera2() == [IMX708]
     assert "picamera2" not in camera_list.sys.modules
 

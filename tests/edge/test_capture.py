@@ -150,7 +150,7 @@ GOES_ON = [2, 3] * 1000
 def watched(*scripts, wanted=3, retries=None, stall_s=0.3, fps=30.0):
     """Read through cameras opened one after another; gives (grey levels seen, lines told, capture)."""
     cameras = [script if isinstance(script, Exception) else ScriptedCamera(script) for script in scripts]
-    told, seen = [], []
+    reported, seen = [], []
 
     def reopen():
         fetched.wait(5)  # or a newer picture may replace those before the loss
@@ -162,13 +162,15 @@ def watched(*scripts, wanted=3, retries=None, stall_s=0.3, fps=30.0):
     fetched = threading.Event()
     first = cameras.pop(0)
     first.fps = fps
-    with Capture(first, reopen, retries=retries, stall_s=stall_s, first_pause_s=0.001, tell=told.append) as capture:
+    with Capture(
+        first, reopen, retries=retries, stall_s=stall_s, first_pause_s=0.001, report=reported.append
+    ) as capture:
         for frame in capture:
             seen.append(int(frame.image[0, 0, 0]))
             fetched.set()
             if wanted in seen:
                 break
-    return seen, told, capture
+    return seen, reported, capture
 
 
 @pytest.mark.parametrize(
@@ -182,37 +184,37 @@ def watched(*scripts, wanted=3, retries=None, stall_s=0.3, fps=30.0):
     ],
 )
 def test_a_lost_camera_comes_back(ending, why):
-    seen, told, capture = watched([1, *ending], GOES_ON)
+    seen, reported, capture = watched([1, *ending], GOES_ON)
     assert (seen[0], seen[-1], capture.losses, capture.lost) == (1, 3, 1, "")
-    assert told == [f"scripted is lost: {told[0].split(': ', 1)[1]}", "scripted is back"]
-    assert why in told[0]
+    assert reported == [f"scripted is lost: {reported[0].split(': ', 1)[1]}", "scripted is back"]
+    assert why in reported[0]
 
 
 def test_a_slow_camera_is_not_lost_between_two_frames():
-    _, told, capture = watched([1] * 50 + GOES_ON, stall_s=0.05, fps=0.5)
-    assert (capture.losses, told) == (0, [])
+    _, reported, capture = watched([1] * 50 + GOES_ON, stall_s=0.05, fps=0.5)
+    assert (capture.losses, reported) == (0, [])
 
 
 def test_a_camera_that_cannot_be_opened_at_first_is_tried_again():
-    seen, told, capture = watched([1], CameraError("busy"), CameraError("busy"), GOES_ON)
-    assert (seen[-1], capture.losses, len(told)) == (3, 1, 2)
+    seen, reported, capture = watched([1], CameraError("busy"), CameraError("busy"), GOES_ON)
+    assert (seen[-1], capture.losses, len(reported)) == (3, 1, 2)
 
 
 def test_a_picture_that_stands_still_after_opening_again_is_no_return():
-    _, told, capture = watched([1] + [1] * 200, [1] * 200, GOES_ON)
-    assert (capture.losses, len(told)) == (1, 2)
+    _, reported, capture = watched([1] + [1] * 200, [1] * 200, GOES_ON)
+    assert (capture.losses, len(reported)) == (1, 2)
 
 
 def test_the_dark_is_no_loss():
     """Behind a lid compression leaves the same picture for ever; what a camera that froze shows is not dark."""
     camera = ScriptedCamera([100] * 250 + GOES_ON)
     camera.contrast = 200  # both halves alike
-    told = []
-    with Capture(camera, ScriptedCamera, stall_s=0.4, tell=told.append) as capture:
+    reported = []
+    with Capture(camera, ScriptedCamera, stall_s=0.4, report=reported.append) as capture:
         for frame in capture:
             if frame.image[0, 0, 0] == 3:
                 break
-    assert (capture.losses, told) == (0, [])
+    assert (capture.losses, reported) == (0, [])
 
 
 class OneOwnerCamera(ScriptedCamera):
@@ -223,7 +225,7 @@ class OneOwnerCamera(ScriptedCamera):
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_a_camera_that_has_one_owner_is_closed_where_it_hangs(monkeypatch, exclusive):
-    monkeypatch.setattr(module, "MOST_HANGING", 3)
+    monkeypatch.setattr(module, "MAX_HANGING", 3)
     first, cameras = OneOwnerCamera([1, "block"]), [OneOwnerCamera(GOES_ON)]
     first.exclusive = exclusive
 
@@ -255,7 +257,7 @@ def test_after_so_many_attempts_it_is_an_error():
 
 @pytest.mark.parametrize("hanging", [0, 1, 2])
 def test_attempts_that_hang_count_as_well(monkeypatch, hanging):
-    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.05)
     cameras = [[1, "block"], *[["block"]] * hanging]
     assert watched(*cameras, GOES_ON, retries=hanging + 1)[0][-1] == 3
     with pytest.raises(CameraError, match="gives no frames"):
@@ -289,8 +291,8 @@ def test_a_lost_camera_is_closed():
 
 
 def test_a_camera_that_hangs_each_time_ends_the_program(monkeypatch):
-    monkeypatch.setattr(module, "OPENING_S", 0.05)
-    monkeypatch.setattr(module, "MOST_HANGING", 2)
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(module, "MAX_HANGING", 2)
     with pytest.raises(CameraError, match="hangs whenever it is opened"):
         watched(*[["block"]] * 9)
 
@@ -309,7 +311,7 @@ def test_where_no_thread_can_be_started_the_camera_is_lost_for_good(monkeypatch)
     def refuses(thread):
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.05)
     with Capture(ScriptedCamera(["block"]), lambda: ScriptedCamera([]), stall_s=0.05) as capture:
         monkeypatch.setattr(threading.Thread, "start", refuses)
         with pytest.raises(CameraError, match="scripted gives no frames, and can't start new thread"):
@@ -318,7 +320,7 @@ def test_where_no_thread_can_be_started_the_camera_is_lost_for_good(monkeypatch)
 
 
 def test_a_slow_camera_has_three_frames_time_to_open(monkeypatch):
-    monkeypatch.setattr(module, "OPENING_S", 0.05)
+    monkeypatch.setattr(module, "OPEN_TIMEOUT_S", 0.05)
     slow = ScriptedCamera([1])
     slow.fps = 5.0
     slow.read = lambda: time.sleep(0.3) or Frame(PICTURE, 0, 0.0)

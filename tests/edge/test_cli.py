@@ -363,7 +363,7 @@ def test_an_unknown_key_of_the_file_is_one_line(edge, tmp_path):
 
 
 def test_cameras_lists_what_source_takes(edge, monkeypatch):
-    monkeypatch.setattr(camera_list, "list_cameras", lambda: [camera_list.FoundCamera("usb:0", "Webcam", "640x480")])
+    monkeypatch.setattr(camera_list, "list_cameras", lambda: [camera_list.CameraInfo("usb:0", "Webcam", "640x480")])
     assert edge("cameras") == (0, "usb:0        Webcam  640x480\n", "")
     assert json.loads(edge("cameras", "--json")[1])["cameras"][0]["source"] == "usb:0"
 

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.contract import INPUT_SIZE, LABELS, preprocess, preprocess_whole
+from maskfer_edge.contract import INPUT_SIZE, LABELS, preprocess, preprocess_crop
 from maskfer_edge.errors import InputError
 
 
@@ -16,7 +16,7 @@ def test_labels_are_the_seven_in_alphabetical_order():
 
 @pytest.mark.parametrize("shape", [(60, 80), (60, 80, 3), (1, 1), (1, 1, 3), (48, 48), (200, 10, 3)])
 def test_any_picture_gives_a_grey_square(shape):
-    face = preprocess_whole(noise(*shape))
+    face = preprocess_crop(noise(*shape))
     assert (face.shape, face.dtype) == ((INPUT_SIZE, INPUT_SIZE), np.uint8)
 
 
@@ -39,7 +39,7 @@ def test_a_crop_of_the_input_size_is_kept_as_it_is():
 
 def test_the_result_does_not_share_memory_with_the_picture():
     image = noise(48, 48)
-    assert not np.shares_memory(preprocess_whole(image), image)
+    assert not np.shares_memory(preprocess_crop(image), image)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_result_does_not_share_memory_with_the_picture():
 )
 def test_colour_is_read_as_blue_green_red(colour_bgr, grey):
     image = np.full((60, 60, 3), colour_bgr, dtype=np.uint8)
-    assert (preprocess_whole(image) == grey).all()
+    assert (preprocess_crop(image) == grey).all()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.detector import Detection, FakeDetector, HaarDetector, YunetDetector, open_detector, overlap
+from maskfer_edge.detector import Detection, FakeDetector, HaarDetector, YunetDetector, iou, open_detector
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.sources import open_camera
 
@@ -77,8 +77,8 @@ def test_a_missing_cascade_names_the_apt_line(monkeypatch, tmp_path):
 
 
 def test_the_fake_finds_what_it_is_told():
-    told = [Detection((1, 2, 3, 4), 5.0)]
-    assert FakeDetector(told)(np.zeros((1, 1, 3), np.uint8)) == told
+    detections = [Detection((1, 2, 3, 4), 5.0)]
+    assert FakeDetector(detections)(np.zeros((1, 1, 3), np.uint8)) == detections
 
 
 @pytest.mark.parametrize(
@@ -92,14 +92,14 @@ def test_the_fake_finds_what_it_is_told():
     ],
 )
 def test_overlap_is_intersection_over_union(a, b, expected):
-    assert overlap(a, b) == overlap(b, a) == pytest.approx(expected)
+    assert iou(a, b) == iou(b, a) == pytest.approx(expected)
 
 
 def test_near_a_known_face_it_is_found_again(haar, portrait):
     (everywhere,) = haar(portrait)
     x, y, w, h = everywhere.box
     (near,) = haar(portrait, [(x + 8, y - 6, w, h)])
-    assert overlap(near.box, everywhere.box) > 0.7
+    assert iou(near.box, everywhere.box) > 0.7
 
 
 def test_away_from_it_nothing_is_found(haar, portrait):

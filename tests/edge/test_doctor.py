@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge import board, camera_list, doctor
-from maskfer_edge.camera_list import FoundCamera
+from maskfer_edge.camera_list import CameraInfo
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.doctor import EXTRAS, Finding, examine
 from maskfer_edge.errors import DependencyError
@@ -161,7 +161,7 @@ def test_a_picamera2_that_numpy_breaks_is_bad(tmp_path):
 
 
 def test_cameras_are_named_with_their_sources(monkeypatch):
-    cameras = [FoundCamera("picamera", "imx708"), FoundCamera("usb:0", "Webcam", "MJPG, YUYV")]
+    cameras = [CameraInfo("picamera", "imx708"), CameraInfo("usb:0", "Webcam", "MJPG, YUYV")]
     monkeypatch.setattr(camera_list, "list_cameras", lambda: cameras)
     assert finding("cameras") == Finding("cameras", True, "picamera (imx708), usb:0 (Webcam: MJPG, YUYV)")
 

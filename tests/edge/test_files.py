@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_free, check_space, folder_beside, read_bytes, whole_file, write_whole
+from maskfer_edge.files import atomic_file, check_space, check_writable, folder_beside, read_bytes, write_atomically
 
 
 def names(folder):
@@ -15,13 +15,13 @@ def names(folder):
 
 
 @pytest.mark.parametrize(("content", "expected"), [(b"\x00\xff", b"\x00\xff"), ("Grüße", "Grüße".encode())])
-def test_write_whole_writes_bytes_and_utf8(tmp_path, content, expected):
-    write_whole(tmp_path / "a.txt", content)
+def test_write_atomically_writes_bytes_and_utf8(tmp_path, content, expected):
+    write_atomically(tmp_path / "a.txt", content)
     assert (tmp_path / "a.txt").read_bytes() == expected
 
 
 def test_nothing_but_the_file_is_left(tmp_path):
-    write_whole(tmp_path / "a.txt", "new")
+    write_atomically(tmp_path / "a.txt", "new")
     assert names(tmp_path) == ["a.txt"]
 
 
@@ -29,19 +29,19 @@ def test_an_existing_file_is_refused_and_kept(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(OutputError, match=r"already there.*--overwrite"):
-        write_whole(path, "new")
+        write_atomically(path, "new")
     assert path.read_text() == "old"
 
 
 def test_overwrite_replaces(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    write_whole(path, "new", overwrite=True)
+    write_atomically(path, "new", overwrite=True)
     assert (path.read_text(), names(tmp_path)) == ("new", ["a.txt"])
 
 
 def test_a_failure_inside_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_file(tmp_path / "a.txt") as partial:
+    with pytest.raises(ZeroDivisionError), atomic_file(tmp_path / "a.txt") as partial:
         partial.write_text("half")
         raise ZeroDivisionError
     assert names(tmp_path) == []
@@ -50,31 +50,31 @@ def test_a_failure_inside_leaves_nothing(tmp_path):
 def test_a_failure_inside_keeps_the_old_content(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), whole_file(path, overwrite=True) as partial:
+    with pytest.raises(ZeroDivisionError), atomic_file(path, overwrite=True) as partial:
         partial.write_text("half")
         raise ZeroDivisionError
     assert (path.read_text(), names(tmp_path)) == ("old", ["a.txt"])
 
 
 def test_a_full_disk_is_an_output_error_that_names_the_file(tmp_path):
-    with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space"), whole_file(tmp_path / "a.txt"):
+    with pytest.raises(OutputError, match=r"a\.txt cannot be written: No space"), atomic_file(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_block_that_writes_nothing_is_an_output_error(tmp_path):
-    with pytest.raises(OutputError, match="cannot be written"), whole_file(tmp_path / "a.txt"):
+    with pytest.raises(OutputError, match="cannot be written"), atomic_file(tmp_path / "a.txt"):
         pass
 
 
 def test_the_temporary_name_keeps_the_suffix_and_the_folder(tmp_path):
-    with whole_file(tmp_path / "a.mp4") as partial:
+    with atomic_file(tmp_path / "a.mp4") as partial:
         partial.touch()
         assert (partial.suffix, partial.parent) == (".mp4", tmp_path)
 
 
 def test_a_name_that_appears_meanwhile_is_not_replaced(tmp_path):
     path = tmp_path / "a.txt"
-    with pytest.raises(OutputError, match="already there"), whole_file(path) as partial:
+    with pytest.raises(OutputError, match="already there"), atomic_file(path) as partial:
         partial.write_text("mine")
         path.write_text("another's")
     assert (path.read_text(), names(tmp_path)) == ("another's", ["a.txt"])
@@ -85,35 +85,35 @@ def test_a_file_system_without_hard_links_works(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    write_whole(tmp_path / "a.txt", "new")
+    write_atomically(tmp_path / "a.txt", "new")
     assert ((tmp_path / "a.txt").read_text(), names(tmp_path)) == ("new", ["a.txt"])
 
 
-def test_check_free_accepts_a_new_name(tmp_path):
-    assert check_free(tmp_path / "new") is None
+def test_check_writable_accepts_a_new_name(tmp_path):
+    assert check_writable(tmp_path / "new") is None
 
 
-def test_check_free_refuses_a_missing_folder(tmp_path):
+def test_check_writable_refuses_a_missing_folder(tmp_path):
     with pytest.raises(OutputError, match="mkdir -p"):
-        check_free(tmp_path / "none" / "a.txt")
+        check_writable(tmp_path / "none" / "a.txt")
 
 
-def test_check_free_refuses_a_dangling_link(tmp_path):
+def test_check_writable_refuses_a_dangling_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(OutputError, match="already there"):
-        check_free(tmp_path / "link")
+        check_writable(tmp_path / "link")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_check_free_refuses_a_folder_even_to_overwrite(tmp_path, overwrite):
+def test_check_writable_refuses_a_folder_even_to_overwrite(tmp_path, overwrite):
     with pytest.raises(OutputError, match="is a folder; name a file in it"):
-        check_free(tmp_path, overwrite)
+        check_writable(tmp_path, overwrite)
 
 
-def test_check_free_refuses_a_folder_without_permission(tmp_path, monkeypatch):
+def test_check_writable_refuses_a_folder_without_permission(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot be written to"):
-        check_free(tmp_path / "a.txt")
+        check_writable(tmp_path / "a.txt")
 
 
 def test_read_bytes_reads(tmp_path):

@@ -11,7 +11,7 @@ from maskfer_edge import learned_detector
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import DependencyError, InputError, ModelError
 from maskfer_edge.learned_detector import (
-    MOST_CANDIDATES,
+    MAX_CANDIDATES,
     PADDING,
     LearnedDetector,
     decode,
@@ -19,7 +19,7 @@ from maskfer_edge.learned_detector import (
     open_learned_detector,
 )
 from maskfer_edge.model_file import DetectorInfo, DetectorModel, pack, unpack_detector
-from maskfer_edge.rescorer import CANDIDATE
+from maskfer_edge.rescorer import CANDIDATE_SCORE
 
 STRIDE, WIDTH, HEIGHT = 8, 160, 120
 # What the tiny network says of every face: a quarter of a cell right of the cell's centre and above it, 4 × 2 cells.
@@ -214,7 +214,7 @@ def test_of_many_cells_the_surest_are_looked_at():
     heats = np.random.default_rng(0).permutation(len(cells)) / len(cells) / 2 + 0.5
     faces = [(*cell, heat, (0, 0, 1, 1)) for cell, heat in zip(cells, heats, strict=True)]
     _, scores = decode(*output(faces, (40, 40)), STRIDE, 0.5)
-    np.testing.assert_allclose(scores, np.sort(heats)[::-1][:MOST_CANDIDATES], rtol=1e-6)
+    np.testing.assert_allclose(scores, np.sort(heats)[::-1][:MAX_CANDIDATES], rtol=1e-6)
 
 
 def test_nothing_hot_gives_empty_arrays_of_the_same_kinds():
@@ -373,7 +373,7 @@ def test_a_face_in_the_padding_is_none(fake):
 
 @pytest.mark.parametrize(("cells", "count"), [(0.9, 0), (1.1, 1)])
 def test_a_face_under_a_twelfth_of_the_height_is_none(fake, monkeypatch, cells, count):
-    monkeypatch.setattr(learned_detector, "LEAST_SHARE", STRIDE / 16)  # of 16 pixels: a cell
+    monkeypatch.setattr(learned_detector, "MIN_FACE_SHARE", STRIDE / 16)  # of 16 pixels: a cell
     # its area counts, not one side
     detect, _ = fake(heat_output(0.9), box_output((0, 0, np.log(cells * 2), np.log(cells / 2))))
     assert len(detect(dark_picture((16, 32)))) == count
@@ -383,19 +383,19 @@ def test_a_face_too_small_hides_no_larger_one():
     small, large = (2, 3, 0.9, (0, 0, 2, 2)), (2, 5, 0.8, (-1.5, 0, 3, 2))
     _, scores = decode(*output([small, large]), STRIDE, 0.5)
     assert scores.tolist() == pytest.approx([0.9])
-    _, scores = decode(*output([small, large]), STRIDE, 0.5, least_side=2.2 * STRIDE)
+    _, scores = decode(*output([small, large]), STRIDE, 0.5, min_side=2.2 * STRIDE)
     assert scores.tolist() == pytest.approx([0.8])
 
 
 @pytest.mark.parametrize("moved", [-2, 0], ids=["on the larger one", "beside it"])
 def test_small_faces_that_are_kept_come_last_and_hide_no_larger_one(fake, monkeypatch, moved):
-    monkeypatch.setattr(learned_detector, "LEAST_SHARE", STRIDE / 16)  # of 16 pixels: a cell
+    monkeypatch.setattr(learned_detector, "MIN_FACE_SHARE", STRIDE / 16)  # of 16 pixels: a cell
     # the small one is surer
     heat, boxes = output([(1, 1, 0.8, (0, 0, 1.1, 1.1)), (1, 3, 0.9, (moved, 0, 0.9, 0.9))], shape=(2, 4))
     detect, _ = fake((heat[None, ..., None], (0.0, 0)), (boxes[None], (0.0, 0)))
     picture = dark_picture((16, 32))
     assert [round(face.score, 1) for face in detect(picture)] == [0.8]
-    detect.keeps_small = True
+    detect.keep_small = True
     assert [(face.readable, round(face.score, 1)) for face in detect(picture)] == [(True, 0.8), (False, 0.9)]
 
 
@@ -504,9 +504,9 @@ def twice(monkeypatch):
         def __init__(self, flatbuffer, runtime, threads, name):
             asked.append((flatbuffer, threads, name))
 
-        def __call__(self, image, smaller, candidates, least_score, whole_crowd):
-            asked.append((image.shape, smaller.shape, [round(found.score, 3) for found in candidates], least_score))
-            self.whole_crowd = whole_crowd
+        def __call__(self, image, smaller, candidates, min_score, rescore_all):
+            asked.append((image.shape, smaller.shape, [round(found.score, 3) for found in candidates], min_score))
+            self.rescore_all = rescore_all
             return []
 
     def make(score):
@@ -526,7 +526,7 @@ def test_a_second_look_is_taken_at_what_is_below_the_threshold(twice):
 
 
 def test_no_second_look_is_taken_at_what_is_unlikely(twice):
-    detect, asked = twice(CANDIDATE - 0.01)
+    detect, asked = twice(CANDIDATE_SCORE - 0.01)
     detect(np.zeros((16, 32), np.uint8))
     assert asked[1] == ((16, 32), (16, 32), [], 0.5)
 
@@ -540,20 +540,20 @@ def test_a_second_look_gets_what_the_network_saw_of_the_picture(twice, shape, sm
 
 def test_a_smaller_copy_is_searched_and_a_second_look_taken_at_the_picture_itself(twice):
     detect, asked = twice(0.2)
-    detect.find(np.zeros((64, 128, 3), np.uint8), np.zeros((32, 64), np.uint8))
+    detect.detect(np.zeros((64, 128, 3), np.uint8), np.zeros((32, 64), np.uint8))
     assert asked[1][:2] == ((64, 128, 3), (16, 32))
 
 
 def test_faces_of_a_smaller_copy_have_boxes_in_the_picture(detector):
     picture = with_face(10, 7)
     smaller = cv2.resize(picture, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    ((whole,), (half,)) = detector(picture), detector.find(picture, smaller)
+    ((whole,), (half,)) = detector(picture), detector.detect(picture, smaller)
     assert half.box == pytest.approx(whole.box, abs=2)
 
 
-@pytest.mark.parametrize("keeps_small", [False, True])
-def test_the_whole_crowd_is_looked_at_where_all_are_to_be_blurred(twice, keeps_small):
+@pytest.mark.parametrize("keep_small", [False, True])
+def test_the_whole_crowd_is_looked_at_where_all_are_to_be_blurred(twice, keep_small):
     detect, _ = twice(0.2)
-    detect.keeps_small = keeps_small
+    detect.keep_small = keep_small
     detect(np.zeros((16, 32), np.uint8))
-    assert detect._rescorer.whole_crowd is keeps_small
+    assert detect._rescorer.rescore_all is keep_small

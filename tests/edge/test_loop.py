@@ -387,7 +387,7 @@ def test_an_error_of_the_detector_reaches_the_loop():
 
 
 def test_a_detector_that_hangs_ends_the_loop(monkeypatch):
-    monkeypatch.setattr("maskfer_edge.background_detector.HANGS_S", 0.05)
+    monkeypatch.setattr("maskfer_edge.background_detector.DETECTION_TIMEOUT_S", 0.05)
     detector = SlowDetector()
     pipe = background(detector)
     with pytest.raises(MaskferError, match=r"hangs; start the program again"):

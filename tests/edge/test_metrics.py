@@ -129,7 +129,7 @@ def test_an_address_that_cannot_be_served_is_one_line_with_the_remedy(host, port
 
 
 def test_who_asks_for_nothing_is_let_go(monkeypatch, capfd):
-    monkeypatch.setattr(metrics._AskedInTime, "timeout", 0.2)
+    monkeypatch.setattr(metrics._RequestTimeout, "timeout", 0.2)
     with MetricsServer(lambda: HEALTH, 0) as server:
         before = set(threading.enumerate())
         idle = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
@@ -151,7 +151,7 @@ def test_the_port_is_free_after_closing():
         # a scraper that connects and says nothing holds nothing up
         silent = socket.create_connection(("127.0.0.1", server.port))
         start = time.monotonic()
-    assert time.monotonic() - start < metrics.ASKING_S / 2
+    assert time.monotonic() - start < metrics.REQUEST_TIMEOUT_S / 2
     silent.close()
     with MetricsServer(lambda: HEALTH, server.port) as again:
         assert samples(again)[("maskfer_frames_total",)] == 120

@@ -164,8 +164,8 @@ def test_list_shows_why_a_model_was_put_back(model, store, make):
     model("install", path, "--allow-unsigned")
     store.change(lambda state: state.with_slot(EXPRESSION, state.expression.failed("a frame had no result")))
     assert "put back: a frame had no result" in model("list")[1]
-    said = json.loads(model("list", "--json")[1])["expression"]
-    assert (said["put_back"], said["reason"], said["runs"]) == (name, "a frame had no result", BUNDLED)
+    listed = json.loads(model("list", "--json")[1])["expression"]
+    assert (listed["put_back"], listed["reason"], listed["runs"]) == (name, "a frame had no result", BUNDLED)
 
 
 def test_list_names_damaged_files_and_what_runs_instead(model, store, make):
@@ -175,9 +175,9 @@ def test_list_names_damaged_files_and_what_runs_instead(model, store, make):
     status, out, err = model("list")
     assert status == 0 and f"of no use: {name}-summer: " in out
     assert "the expression model used instead is the bundled one" in err
-    said = json.loads(model("list", "--json")[1])
-    assert (said["expression"]["in_use"], said["expression"]["runs"]) == (name, BUNDLED)
-    assert "is damaged" in said["models"][0]["problem"]
+    listed = json.loads(model("list", "--json")[1])
+    assert (listed["expression"]["in_use"], listed["expression"]["runs"]) == (name, BUNDLED)
+    assert "is damaged" in listed["models"][0]["problem"]
 
 
 @pytest.mark.parametrize("which", ["folder", "state", "model"])
@@ -215,7 +215,7 @@ def test_the_bundled_models_can_be_used_again(model, store, make, options, kinds
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("use", "sumer"), "the nearest is"),
         (("use", "summer", "--kind", EXPRESSION), "--kind goes with bundled alone"),
@@ -224,14 +224,14 @@ def test_the_bundled_models_can_be_used_again(model, store, make, options, kinds
         (("rollback", "--kind", "detector"), "there is no detector model to go back to"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(model, make, arguments, said):
+def test_what_cannot_be_done_is_one_line(model, make, arguments, message):
     model("install", make("summer")[0], "--allow-unsigned")
-    assert_one_line(model(*arguments), said)
+    assert_one_line(model(*arguments), message)
 
 
-@pytest.mark.parametrize(("name", "said"), [("large", "large is a bundled network"), ("summer", "holds no models")])
-def test_without_a_store_what_there_is_not_is_said_all_the_same(model, store, name, said):
-    assert_one_line(model("use", name), said)
+@pytest.mark.parametrize(("name", "message"), [("large", "large is a bundled network"), ("summer", "holds no models")])
+def test_without_a_store_what_there_is_not_is_said_all_the_same(model, store, name, message):
+    assert_one_line(model("use", name), message)
     assert not store.folder.exists()
 
 

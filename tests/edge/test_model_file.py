@@ -24,41 +24,41 @@ FLATBUFFER = b"\x1c\x00\x00\x00TFL3" + bytes(range(256)) * 3
 
 
 def info(**changes):
-    said = ModelInfo(
+    metadata = ModelInfo(
         "lean", {"haar": 0.1}, {"name": "fer"}, {"masked test": {"int8": 0.5}}, {"format": "int8"}, "research only"
     )
-    return replace(said, **changes)
+    return replace(metadata, **changes)
 
 
 def packed_by_hand(labels_text=None, drop=(), flatbuffer=FLATBUFFER, **changes):
     """A model file with metadata that `pack` would not write."""
     with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, info()))) as archive:
-        said = json.loads(archive.read(JSON_NAME))
-    said = {key: value for key, value in {**said, **changes}.items() if key not in drop}
+        metadata = json.loads(archive.read(JSON_NAME))
+    metadata = {key: value for key, value in {**metadata, **changes}.items() if key not in drop}
     buffer = io.BytesIO(flatbuffer)
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(LABELS_NAME, labels_text or "\n".join(LABELS))
-        archive.writestr(JSON_NAME, json.dumps(said))
+        archive.writestr(JSON_NAME, json.dumps(metadata))
     return buffer.getvalue()
 
 
 def detector_info(**changes):
-    said = DetectorInfo(
+    metadata = DetectorInfo(
         "points", (320, 240), 8, 0.35, {"name": "scenes"}, {"recall": 0.9}, {"format": "int8"}, "research only"
     )
-    return replace(said, **changes)
+    return replace(metadata, **changes)
 
 
 def detector_by_hand(drop=(), **changes):
     """A detector's model file with metadata that `pack` would not write."""
     with zipfile.ZipFile(io.BytesIO(pack(FLATBUFFER, detector_info()))) as archive:
-        said = json.loads(archive.read(JSON_NAME))
+        metadata = json.loads(archive.read(JSON_NAME))
     buffer = io.BytesIO(FLATBUFFER)
     buffer.seek(0, io.SEEK_END)
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr(
-            JSON_NAME, json.dumps({key: value for key, value in {**said, **changes}.items() if key not in drop})
+            JSON_NAME, json.dumps({key: value for key, value in {**metadata, **changes}.items() if key not in drop})
         )
     return buffer.getvalue()
 
@@ -70,8 +70,8 @@ def refusal(content, name="my.tflite", read=unpack):
 
 
 def test_packed_metadata_comes_back():
-    said = unpack(pack(FLATBUFFER, info()), "m").info
-    assert replace(said, flatbuffer_sha256="") == info()
+    unpacked = unpack(pack(FLATBUFFER, info()), "m").info
+    assert replace(unpacked, flatbuffer_sha256="") == info()
 
 
 def test_the_flatbuffer_comes_back_byte_for_byte():
@@ -228,8 +228,8 @@ def test_load_model_names_a_missing_file(tmp_path):
 
 
 def test_a_detectors_metadata_comes_back():
-    said = unpack_detector(pack(FLATBUFFER, detector_info()), "m").info
-    assert replace(said, flatbuffer_sha256="") == detector_info()
+    unpacked = unpack_detector(pack(FLATBUFFER, detector_info()), "m").info
+    assert replace(unpacked, flatbuffer_sha256="") == detector_info()
 
 
 def test_a_detectors_flatbuffer_comes_back_byte_for_byte():
@@ -292,8 +292,8 @@ def test_a_detectors_smallest_and_largest_sides_are_taken(size_wh):
 
 @pytest.mark.parametrize("threshold", [0, 1, 0.5])
 def test_a_detectors_threshold_is_a_float(threshold):
-    said = unpack_detector(detector_by_hand(score_threshold=threshold), "m").info.score_threshold
-    assert (said, type(said)) == (threshold, float)
+    unpacked = unpack_detector(detector_by_hand(score_threshold=threshold), "m").info.score_threshold
+    assert (unpacked, type(unpacked)) == (threshold, float)
 
 
 def test_tampered_weights_of_a_detector_are_refused():

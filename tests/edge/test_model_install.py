@@ -18,7 +18,7 @@ from maskfer_edge import model_fetch, model_install
 from maskfer_edge.classifier import DEFAULT_MODEL, default_model
 from maskfer_edge.errors import DependencyError, InputError, ModelError, OutputError
 from maskfer_edge.learned_detector import DEFAULT_DETECTOR
-from maskfer_edge.model_fetch import Fetched, check_sha256, check_signature, fetch
+from maskfer_edge.model_fetch import FetchedModel, check_sha256, check_signature, fetch
 from maskfer_edge.model_file import EXPRESSION, load_detector_model, pack
 from maskfer_edge.model_install import Trial, install, try_out, use
 from maskfer_edge.model_state import BUNDLED
@@ -37,7 +37,7 @@ def changed(**changes):
 
 
 def fetched(content=MODEL, name="m", signature=None):
-    return Fetched(content, signature, name, f"{name}.tflite", f"{name}.tflite.sig")
+    return FetchedModel(content, signature, name, f"{name}.tflite", f"{name}.tflite.sig")
 
 
 def goes_well(path, name):
@@ -61,7 +61,7 @@ def store(tmp_path):
 def test_a_file_and_the_signature_beside_it_are_read(tmp_path):
     path = tmp_path / "Summer 2 (b).tflite"
     path.write_bytes(b"model")
-    assert fetch(str(path)) == Fetched(b"model", None, "Summer-2-b", str(path), f"{path}.sig")
+    assert fetch(str(path)) == FetchedModel(b"model", None, "Summer-2-b", str(path), f"{path}.sig")
     Path(f"{path}.sig").write_bytes(b"signature")
     assert fetch(str(path)).signature == b"signature"
 
@@ -71,11 +71,11 @@ def test_a_file_and_the_signature_beside_it_are_read(tmp_path):
     [("m.tflite", "m"), ("..tflite", "model"), ("ü.tflite", "model"), ("x" * 90 + ".tflite", "x" * 40), ("a/", "a")],
 )
 def test_names_are_plain(name, plain):
-    assert model_fetch._plain(Path(name).stem) == plain
+    assert model_fetch._safe_name(Path(name).stem) == plain
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("none.tflite", "none.tflite cannot be read: No such file"),
         (".", ". is a folder"),
@@ -89,14 +89,14 @@ def test_names_are_plain(name, plain):
         ("https://user:secret@127.0.0.1:1/m.tflite", "https://127.0.0.1:1/m.tflite cannot be fetched with a password"),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line(source, said):
+def test_what_cannot_be_fetched_is_one_line(source, message):
     with pytest.raises(InputError) as caught:
         fetch(source)
-    assert said in str(caught.value) and not any(part in str(caught.value) for part in ("\n", "sec"))
+    assert message in str(caught.value) and not any(part in str(caught.value) for part in ("\n", "sec"))
 
 
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_fetch, "MOST_BYTES", 4)
+    monkeypatch.setattr(model_fetch, "MAX_BYTES", 4)
     (tmp_path / "m.tflite").write_bytes(b"12345")
     with pytest.raises(InputError, match="more than"):
         fetch(str(tmp_path / "m.tflite"))
@@ -138,7 +138,7 @@ def web():
 def test_an_address_and_the_signature_beside_it_are_fetched(web):
     web.pages |= {"/a/my%20model.tflite": MODEL, "/a/my%20model.tflite.sig": b"signature"}
     url = f"{web.url}/a/my%20model.tflite"
-    assert fetch(url) == Fetched(MODEL, b"signature", "my-model", url, f"{url}.sig")
+    assert fetch(url) == FetchedModel(MODEL, b"signature", "my-model", url, f"{url}.sig")
 
 
 @pytest.mark.parametrize("status", [403, 404, 410])
@@ -202,7 +202,7 @@ def no_http(handler):
 
 
 @pytest.mark.parametrize(
-    ("page", "said"),
+    ("page", "message"),
     [
         (404, "m.tflite is not there; check the address"),
         (500, "cannot be fetched: the server answers 500"),
@@ -215,14 +215,14 @@ def no_http(handler):
         (no_http, "cannot be fetched: "),
     ],
 )
-def test_what_goes_wrong_on_the_way_is_one_line(web, monkeypatch, page, said):
-    monkeypatch.setattr(model_fetch, "SILENCE_S", 0.2)
-    monkeypatch.setattr(model_fetch, "DOWNLOAD_S", 0.1 if "after 0.1" in said else 5.0)
-    monkeypatch.setattr(model_fetch, "MOST_BYTES", 50 if "more" in said else 2000)
+def test_what_goes_wrong_on_the_way_is_one_line(web, monkeypatch, page, message):
+    monkeypatch.setattr(model_fetch, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(model_fetch, "DOWNLOAD_TIMEOUT_S", 0.1 if "after 0.1" in message else 5.0)
+    monkeypatch.setattr(model_fetch, "MAX_BYTES", 50 if "more" in message else 2000)
     web.pages["/m.tflite"] = page
     with pytest.raises(InputError) as caught:
         fetch(f"{web.url}/m.tflite")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_server_that_fails_at_the_signature_is_not_taken_for_none(web):
@@ -237,10 +237,12 @@ def test_the_sha256_may_be_said():
     check_sha256(fetched(), digest.upper())
 
 
-@pytest.mark.parametrize(("said", "refusal"), [("0" * 64, "m.tflite has the sha256"), ("abc", "64 hexadecimal digits")])
-def test_another_sha256_is_refused(said, refusal):
+@pytest.mark.parametrize(
+    ("sha256", "refusal"), [("0" * 64, "m.tflite has the sha256"), ("abc", "64 hexadecimal digits")]
+)
+def test_another_sha256_is_refused(sha256, refusal):
     with pytest.raises(InputError, match=refusal):
-        check_sha256(fetched(), said)
+        check_sha256(fetched(), sha256)
 
 
 # ------------------------------------------------------------------------------------------------ signatures
@@ -267,9 +269,11 @@ class Signers:
         return subprocess.run(command, input=content, capture_output=True, check=True).stdout
 
     def check(self, signature, content=MODEL, **options):
-        told = []
+        reported = []
         options = {"allow_unsigned": False, **options}
-        return check_signature(fetched(content, signature=signature), self.allowed, tell=told.append, **options), told
+        return check_signature(
+            fetched(content, signature=signature), self.allowed, report=reported.append, **options
+        ), reported
 
 
 @pytest.fixture
@@ -314,10 +318,10 @@ def test_a_wrong_signature_is_refused_whatever_is_allowed(signers, options):
         "is not an OpenSSH signature":
             b"-----BEGIN SSH SIGNATURE-----\nAAAA\n-----END SSH SIGNATURE-----\n",
     }  # fmt: skip
-    for said, signature in wrong.items():
+    for message, signature in wrong.items():
         with pytest.raises(InputError) as caught:
             signers.check(signature, **options)
-        assert said in str(caught.value) and "\n" not in str(caught.value)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 @needs_ssh_keygen
@@ -397,8 +401,10 @@ def test_an_unsigned_model_is_refused_unless_that_is_allowed(tmp_path):
         InputError, match=r"m\.tflite is not signed \(m\.tflite\.sig is not there\); nothing was changed; sign"
     ):
         signers.check(None)
-    signer, told = signers.check(None, allow_unsigned=True)
-    assert signer == "" and len(told) == 1 and told[0].endswith("; --allow-unsigned: going on without a signature")
+    signer, reported = signers.check(None, allow_unsigned=True)
+    assert (
+        signer == "" and len(reported) == 1 and reported[0].endswith("; --allow-unsigned: going on without a signature")
+    )
 
 
 def test_without_a_file_of_signers_nothing_is_signed(tmp_path):
@@ -420,7 +426,7 @@ def test_an_ssh_keygen_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     (tmp_path / "ssh-keygen").write_text("#!/bin/sh\nexec /bin/sleep 60\n")
     (tmp_path / "ssh-keygen").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(model_fetch, "SSH_KEYGEN_S", 0.1)
+    monkeypatch.setattr(model_fetch, "SSH_KEYGEN_TIMEOUT_S", 0.1)
     signers = Signers(tmp_path)
     signers.allowed.write_text("")
     with pytest.raises(InputError, match="ssh-keygen did not answer"):
@@ -467,7 +473,7 @@ def fails_by(monkeypatch, statement):
 
 
 @pytest.mark.parametrize(
-    ("statement", "said"),
+    ("statement", "message"),
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "m crashed in its trial run (SIGSEGV); nothing was changed"),
         ("os.abort()", "m crashed in its trial run (SIGABRT); nothing was changed"),
@@ -477,12 +483,12 @@ def fails_by(monkeypatch, statement):
         ("return numpy.full(7, 1 / 7, numpy.float32)", "m failed in its trial run: gives every expression the same"),
     ],
 )
-def test_whatever_a_model_does_in_its_trial_run_is_one_line(monkeypatch, statement, said):
+def test_whatever_a_model_does_in_its_trial_run_is_one_line(monkeypatch, statement, message):
     fails_by(monkeypatch, statement)
-    monkeypatch.setattr(model_install, "TRIAL_S", 2.0 if "sleep" in statement else 60.0)
+    monkeypatch.setattr(model_install, "TRIAL_TIMEOUT_S", 2.0 if "sleep" in statement else 60.0)
     with pytest.raises(ModelError) as caught:
         try_out(DATA / DEFAULT_MODEL, "m")
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_python_that_the_owner_may_not_run_is_named(monkeypatch, tmp_path):
@@ -580,7 +586,7 @@ def test_a_disk_that_is_full_at_the_last_write_leaves_nothing(store, monkeypatch
     def full(*arguments, **options):
         raise OutputError("state.json cannot be written: No space left on device")
 
-    monkeypatch.setattr("maskfer_edge.model_store.whole_file", full)
+    monkeypatch.setattr("maskfer_edge.model_store.atomic_file", full)
     with pytest.raises(OutputError, match="No space"):
         install(store, fetched(), "", use=True, try_model=goes_well)
     assert contents(store.folder) == before

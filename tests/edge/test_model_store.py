@@ -16,11 +16,11 @@ import pytest
 
 from maskfer_edge import model_store
 from maskfer_edge.errors import InputError, ModelError, OutputError
-from maskfer_edge.model_fetch import Fetched
+from maskfer_edge.model_fetch import FetchedModel
 from maskfer_edge.model_file import DETECTOR, EXPRESSION, DetectorInfo, ModelInfo, pack
 from maskfer_edge.model_install import Trial, install
 from maskfer_edge.model_state import BUNDLED, KINDS, Slot, State, read_state
-from maskfer_edge.model_store import ModelStore, Stored, model_id, read_model
+from maskfer_edge.model_store import ModelStore, StoredModel, model_id, read_model
 
 FLATBUFFER = b"\x1c\x00\x00\x00TFL3" + bytes(range(256))
 
@@ -35,7 +35,7 @@ def detector(name):
 
 def put(store, name, *, use=True, prove=False, make=expression):
     """Install a model as `maskfer-edge model install` does, without its trial run; gives its ID."""
-    fetched = Fetched(make(name), None, name, f"{name}.tflite", f"{name}.tflite.sig")
+    fetched = FetchedModel(make(name), None, name, f"{name}.tflite", f"{name}.tflite.sig")
     stored, _ = install(store, fetched, "", use=use, try_model=lambda path, name: Trial(1, 1, 1.0))
     if prove:
         kind = stored.read().info.kind
@@ -49,13 +49,13 @@ def chosen(store, kind=EXPRESSION):
 
 
 @pytest.fixture
-def told():
+def reported():
     return []
 
 
 @pytest.fixture
-def store(tmp_path, told):
-    made = ModelStore(tmp_path / "models", told.append)
+def store(tmp_path, reported):
+    made = ModelStore(tmp_path / "models", reported.append)
     made.make()
     return made
 
@@ -135,12 +135,12 @@ def test_a_state_is_read_back():
     ],
 )
 def test_what_is_no_state_is_refused(changes):
-    said = json.loads(State().to_json()) | changes
+    state = json.loads(State().to_json()) | changes
     if changes == {"expression": {}}:
-        assert read_state(json.dumps(said).encode()) == State()  # what is left out is as ever
+        assert read_state(json.dumps(state).encode()) == State()  # what is left out is as ever
         return
     with pytest.raises(ValueError):
-        read_state(json.dumps(said).encode())
+        read_state(json.dumps(state).encode())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"\0" * 400, b"[" * 100_000])
@@ -152,13 +152,13 @@ def test_damaged_bytes_are_no_state(content):
 # ------------------------------------------------------------------------------------------------ store
 
 
-def test_an_empty_store_means_the_bundled_models(store, told):
-    assert (store.state(), chosen(store), told) == (State(), BUNDLED, [])
+def test_an_empty_store_means_the_bundled_models(store, reported):
+    assert (store.state(), chosen(store), reported) == (State(), BUNDLED, [])
 
 
-def test_the_model_in_use_is_chosen(store, told):
+def test_the_model_in_use_is_chosen(store, reported):
     model = put(store, "a")
-    assert (chosen(store), told) == (model, [])
+    assert (chosen(store), reported) == (model, [])
     assert chosen(store, DETECTOR) == BUNDLED
 
 
@@ -169,11 +169,11 @@ def test_each_kind_has_a_model_of_its_own(store):
 
 def test_files_are_named_by_their_hash_and_name(store):
     model = put(store, "a")
-    assert store.get(model) == Stored(model, "a", store.folder / f"{model_id(expression('a'))}-a.tflite")
+    assert store.get(model) == StoredModel(model, "a", store.folder / f"{model_id(expression('a'))}-a.tflite")
 
 
 @pytest.mark.parametrize("spoil", [b"", b"half", None])
-def test_a_model_that_is_not_whole_makes_way_for_the_last_good(store, told, spoil):
+def test_a_model_that_is_not_whole_makes_way_for_the_last_good(store, reported, spoil):
     good, bad = put(store, "good", prove=True), put(store, "bad")
     path = store.get(bad).path
     if spoil is None:
@@ -181,23 +181,23 @@ def test_a_model_that_is_not_whole_makes_way_for_the_last_good(store, told, spoi
     else:
         path.write_bytes(spoil)
     assert chosen(store) == good
-    assert len(told) == 1 and f"the expression model used instead is {good}-good" in told[0]
-    assert ("is not in" if spoil is None else "is damaged") in told[0]
+    assert len(reported) == 1 and f"the expression model used instead is {good}-good" in reported[0]
+    assert ("is not in" if spoil is None else "is damaged") in reported[0]
 
 
-def test_without_any_whole_model_the_bundled_one_runs(store, told):
+def test_without_any_whole_model_the_bundled_one_runs(store, reported):
     good, bad = put(store, "good", prove=True), put(store, "bad")
     for model in (good, bad):
         store.get(model).path.write_bytes(b"")
     assert chosen(store) == BUNDLED
-    assert len(told) == 1 and told[0].endswith("the expression model used instead is the bundled one")
+    assert len(reported) == 1 and reported[0].endswith("the expression model used instead is the bundled one")
 
 
-def test_a_model_of_another_kind_is_not_used(store, told):
+def test_a_model_of_another_kind_is_not_used(store, reported):
     model = put(store, "a", make=detector)
     store.change(lambda state: state.with_slot(EXPRESSION, Slot(model, model)))
     assert chosen(store) == BUNDLED
-    assert "is of kind 'detector', not 'expression'" in told[0]
+    assert "is of kind 'detector', not 'expression'" in reported[0]
 
 
 def unreadable(store):
@@ -207,7 +207,7 @@ def unreadable(store):
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda store: shutil.rmtree(store.folder), "models, the folder of installed models, is not there"),
         (
@@ -220,11 +220,11 @@ def unreadable(store):
         (unreadable, "state.json cannot be read: Is a directory"),
     ],
 )
-def test_what_is_wrong_with_the_store_is_one_line_and_the_bundled_model_runs(store, told, harm, said):
+def test_what_is_wrong_with_the_store_is_one_line_and_the_bundled_model_runs(store, reported, harm, message):
     put(store, "a", prove=True)
     harm(store)
     assert (chosen(store), chosen(store), chosen(store, DETECTOR)) == (BUNDLED,) * 3
-    assert len(told) == 1 and said in told[0] and "the bundled models are in use" in told[0]
+    assert len(reported) == 1 and message in reported[0] and "the bundled models are in use" in reported[0]
 
 
 def test_after_a_damaged_state_the_models_can_be_used_again(store):
@@ -236,8 +236,8 @@ def test_after_a_damaged_state_the_models_can_be_used_again(store):
 
 def test_a_model_is_found_by_its_id_the_beginning_of_it_or_its_name(store):
     model = put(store, "summer")
-    for said in (model, model[:4], "summer", f"{model}-summer"):
-        assert store.find(said).id == model
+    for query in (model, model[:4], "summer", f"{model}-summer"):
+        assert store.find(query).id == model
 
 
 def test_an_unknown_model_is_answered_with_the_nearest(store):
@@ -297,8 +297,8 @@ def test_what_did_not_change_was_not_switched_last(store):
 
 def test_where_another_kind_can_go_back_that_is_said(store):
     put(store, "a", prove=True)
-    said = "no detector model to go back to from the bundled one; nothing was changed; "
-    with pytest.raises(InputError, match=f"{said}rollback --kind expression goes back to the bundled one$"):
+    message = "no detector model to go back to from the bundled one; nothing was changed; "
+    with pytest.raises(InputError, match=f"{message}rollback --kind expression goes back to the bundled one$"):
         store.rollback(DETECTOR)
 
 
@@ -347,7 +347,7 @@ def test_a_change_waits_for_another(store):
 
 
 def test_a_lock_that_is_kept_is_said(store, monkeypatch):
-    monkeypatch.setattr(model_store, "LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr(model_store, "LOCK_TIMEOUT_S", 0.05)
     with (store.folder / ".state.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(OutputError, match=r"keeps the state of .* locked"):
@@ -362,7 +362,7 @@ def test_a_lock_is_never_opened_through_a_link(store, tmp_path):
 
 
 def test_changes_by_two_programs_are_both_kept(store, monkeypatch):
-    monkeypatch.setattr(model_store, "LOCK_WAIT_S", 100.0)  # one may have the lock twenty times before another
+    monkeypatch.setattr(model_store, "LOCK_TIMEOUT_S", 100.0)  # one may have the lock twenty times before another
     models = [put(store, f"{i}", use=False) for i in range(3)]
 
     def note(model):
@@ -403,7 +403,7 @@ def test_a_model_is_read_as_what_it_says_it_is(content, kind):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"no model", "not a TFLite model"),
         (detector("a")[:-30], "lacks maskfer's metadata"),
@@ -411,8 +411,8 @@ def test_a_model_is_read_as_what_it_says_it_is(content, kind):
         (pack(FLATBUFFER, DetectorInfo("a", (320, 240), 0, 0.3, {}, {}, {}, "")), "stride"),
     ],
 )
-def test_what_is_no_model_is_refused_for_what_is_wrong_with_it(content, said):
-    with pytest.raises(ModelError, match=said):
+def test_what_is_no_model_is_refused_for_what_is_wrong_with_it(content, message):
+    with pytest.raises(ModelError, match=message):
         read_model(content, "m")
 
 
@@ -453,10 +453,10 @@ TEARS = 64
 SCENES = [(fresh, install_new), (in_service, install_new), (in_service, roll_back), (on_trial, put_back)]
 
 
-def check_whole(store, told, allowed):
+def check_whole(store, reported, allowed):
     """The store names one of the models that are allowed, whole, and complains of nothing."""
     found = chosen(store)
-    assert told == []
+    assert reported == []
     assert found in allowed
     return found
 
@@ -482,9 +482,9 @@ class Recorder:
         real = getattr(where, name)
 
         def wrapped(*arguments, **options):
-            said = say(*arguments)
+            record = say(*arguments)
             answer = real(*arguments, **options)  # what fails is not done
-            kind, *rest = said
+            kind, *rest = record
             self.done.append((kind, *(Path(part).name if isinstance(part, str | Path) else part for part in rest)))
             return answer
 
@@ -562,16 +562,16 @@ def power_cuts(monkeypatch, store, prepare, act):
     return [(dict(disk), disk in ended) for disk in found]
 
 
-def restored(folder, disk, told):
+def restored(folder, disk, reported):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in disk.items():
         (folder / name).write_bytes(content)
-    return ModelStore(folder, told.append)
+    return ModelStore(folder, reported.append)
 
 
 @pytest.mark.parametrize(("prepare", "act"), SCENES, ids=lambda part: part.__name__)
-def test_a_power_cut_leaves_the_old_model_or_the_new_one_whole(monkeypatch, store, tmp_path, told, prepare, act):
+def test_a_power_cut_leaves_the_old_model_or_the_new_one_whole(monkeypatch, store, tmp_path, reported, prepare, act):
     twin = ModelStore(tmp_path / "twin")
     twin.make()
     prepare(twin)
@@ -581,16 +581,16 @@ def test_a_power_cut_leaves_the_old_model_or_the_new_one_whole(monkeypatch, stor
     for disk, ended in cuts:
         # once the command has ended nothing takes it back
         allowed = {new} if ended else {old, new}
-        found[check_whole(restored(tmp_path / "cut", disk, told), told, allowed)] += 1
+        found[check_whole(restored(tmp_path / "cut", disk, reported), reported, allowed)] += 1
     print(f"{prepare.__name__}, {act.__name__}: {len(cuts)} crash states")
     assert set(found) == {old, new} and len(cuts) > TEARS
 
 
-def test_the_simulated_power_cuts_find_a_folder_that_was_not_synchronised(monkeypatch, store, tmp_path, told):
+def test_the_simulated_power_cuts_find_a_folder_that_was_not_synchronised(monkeypatch, store, tmp_path, reported):
     monkeypatch.setattr("maskfer_edge.files.sync_folder", lambda folder: None)
     for disk, _ in power_cuts(monkeypatch, store, in_service, install_new):
-        chosen(restored(tmp_path / "cut", disk, told))
-    assert any("is not in" in line for line in told)
+        chosen(restored(tmp_path / "cut", disk, reported))
+    assert any("is not in" in line for line in reported)
 
 
 SERVER = """
@@ -640,11 +640,11 @@ class Killer:
         trace = "trace=" + ",".join(f"?{call}" for call in CALLS.split())
         command = ["strace", "-p", str(child), "-o", str(self._log), "-e", trace, *options]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as strace:
-            said = strace.stderr.readline()
+            line = strace.stderr.readline()
             os.kill(child, signal.SIGCONT)
-            if "attached" not in said:
+            if "attached" not in line:
                 self._server.stdout.readline()
-                pytest.skip(f"strace may not look at processes here: {said.strip()}")
+                pytest.skip(f"strace may not look at processes here: {line.strip()}")
             status = int(self._server.stdout.readline())
         return status, re.findall(r"^(\w+)\((.*)", self._log.read_text(), re.MULTILINE)
 
@@ -665,8 +665,8 @@ def killer(tmp_path_factory):
 
 @pytest.mark.parametrize(("prepare", "act"), SCENES, ids=lambda part: part.__name__)
 def test_a_kill_at_any_system_call_leaves_the_old_model_or_the_new_one_whole(killer, tmp_path, prepare, act):
-    told = []
-    store, prepared = ModelStore(tmp_path / "models", told.append), tmp_path / "prepared"
+    reported = []
+    store, prepared = ModelStore(tmp_path / "models", reported.append), tmp_path / "prepared"
     store.make()
     prepare(store)
     old = chosen(store)
@@ -683,7 +683,7 @@ def test_a_kill_at_any_system_call_leaves_the_old_model_or_the_new_one_whole(kil
         shutil.copytree(prepared, store.folder)
         status, _ = killer.run(act.__name__, store.folder, "-e", f"inject={call}:signal=SIGKILL:when={counts[call]}")
         assert status == -signal.SIGKILL
-        found[check_whole(store, told, {old, new})] += 1
+        found[check_whole(store, reported, {old, new})] += 1
         put(store, "next")  # which goes as ever
         assert not list(store.folder.glob(".*.partial*"))
         assert all(stored.read() for stored in store.models())

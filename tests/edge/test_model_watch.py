@@ -16,13 +16,13 @@ from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.errors import CameraError, InputError, ModelError, OutputError
 from maskfer_edge.learned_detector import DEFAULT_DETECTOR, LearnedDetector
-from maskfer_edge.model_fetch import Fetched
+from maskfer_edge.model_fetch import FetchedModel
 from maskfer_edge.model_file import DETECTOR, EXPRESSION, load_detector_model, pack
 from maskfer_edge.model_install import Trial, install
-from maskfer_edge.model_state import BUNDLED, MOST_TRIES, Slot
+from maskfer_edge.model_state import BUNDLED, MAX_TRIES, Slot
 from maskfer_edge.model_store import ModelStore
 from maskfer_edge.run_settings import RunSettings
-from maskfer_edge.running import opened
+from maskfer_edge.running import open_run
 from maskfer_edge.sources import open_camera
 
 BUNDLED_DETECTOR = Path(str(files("maskfer_edge") / "data")) / DEFAULT_DETECTOR
@@ -46,18 +46,18 @@ def put(store, name, *, kind=EXPRESSION, prove=False):
     """Install the bundled model under another name; gives its ID."""
     model = default_model() if kind == EXPRESSION else load_detector_model(BUNDLED_DETECTOR)
     content = pack(model.flatbuffer, replace(model.info, architecture=name))
-    fetched = Fetched(content, None, name, f"{name}.tflite", f"{name}.tflite.sig")
+    fetched = FetchedModel(content, None, name, f"{name}.tflite", f"{name}.tflite.sig")
     stored, _ = install(store, fetched, "", use=True, try_model=lambda path, name: Trial(1, 1, 1.0))
     if prove:
         store.change(lambda state: state.with_slot(kind, state.slot(kind).proved()))
     return stored.id
 
 
-def run(store, told=None, leave=lambda error: None, **settings):
+def run(store, reported=None, terminate=lambda error: None, **settings):
     """A run with the store's models; gives its results."""
     settings = {"source": "demo", "headless": True, "max_frames": 3, "models": str(store.folder), **settings}
-    tell = (lambda text: None) if told is None else told.append
-    with opened(RunSettings(**settings), tell, leave) as made:
+    report = (lambda text: None) if reported is None else reported.append
+    with open_run(RunSettings(**settings), report, terminate) as made:
         return list(made.results())
 
 
@@ -75,7 +75,7 @@ def camera(monkeypatch):
 
 def test_a_run_takes_the_models_in_use(store):
     one, other = put(store, "a"), put(store, "b", kind=DETECTOR)
-    with opened(RunSettings(source="demo", headless=True, models=str(store.folder))) as made:
+    with open_run(RunSettings(source="demo", headless=True, models=str(store.folder))) as made:
         assert made.pipeline.classifier.model.info.architecture == "a"
         assert made.pipeline.detector.model.info.architecture == "b"
         assert (made.settings.model, made.settings.detector_model) == (
@@ -126,7 +126,7 @@ def test_it_is_good_while_the_run_goes_on(store, camera, frames, monkeypatch):
     new = put(store, "new")
     camera(frames * 50, live=True, pause_s=0.02)
     settings = RunSettings(source="usb:0", headless=True, models=str(store.folder))
-    with opened(settings) as made:
+    with open_run(settings) as made:
         for _ in made.results():
             if not store.state().expression.on_trial:
                 break
@@ -138,7 +138,7 @@ def test_it_is_good_while_the_run_goes_on(store, camera, frames, monkeypatch):
 @pytest.mark.usefixtures("two_cores")
 def test_without_a_trial_the_detector_has_its_thread_at_once(store, camera, frames):
     camera(frames, live=True)
-    with opened(RunSettings(source="usb:0", headless=True, models=str(store.folder))) as made:
+    with open_run(RunSettings(source="usb:0", headless=True, models=str(store.folder))) as made:
         assert made.pipeline._background is not None
 
 
@@ -184,7 +184,7 @@ def test_while_no_frame_comes_the_try_is_not_noted(store, camera, frames, monkey
         return store.state().expression.tries
 
     monkeypatch.setattr(model_watch, "IDLE_S", 0.05)
-    monkeypatch.setattr(model_watch, "LIMIT_S", 4.0)  # looked at ten times as often
+    monkeypatch.setattr(model_watch, "RESULT_TIMEOUT_S", 4.0)  # looked at ten times as often
     monkeypatch.setattr(model_watch, "PROVED_S", 60.0)
     put(store, "new")
     seen = []
@@ -192,7 +192,7 @@ def test_while_no_frame_comes_the_try_is_not_noted(store, camera, frames, monkey
     monkeypatch.setattr(Classifier, "__call__", lambda self, face: (seen.append(tries(1)), real(self, face))[1])
     camera(frames[:2])
     settings = RunSettings(source="demo", headless=True, models=str(store.folder))
-    with opened(settings) as made:
+    with open_run(settings) as made:
         results = made.results()
         for _ in range(2):
             next(results)
@@ -220,23 +220,23 @@ def test_three_starts_that_ended_early_put_the_last_good_one_back(store, camera,
 
     with monkeypatch.context() as patch:
         patch.setattr(Classifier, "__call__", crash)
-        for tries in range(1, MOST_TRIES + 1):
+        for tries in range(1, MAX_TRIES + 1):
             camera(frames)
             with pytest.raises(RuntimeError):
                 run(store)
             assert store.state().expression == Slot(new, good, BUNDLED, on_trial=True, tries=tries)
-    told = []
+    reported = []
     camera(frames)
-    results = run(ModelStore(store.folder), told)
+    results = run(ModelStore(store.folder), reported)
     assert len(results) == 3
     why = "3 starts in a row ended before it was proved"
-    assert told == [f"{new}-new: {why}; {good}-good is put back"]
+    assert reported == [f"{new}-new: {why}; {good}-good is put back"]
     assert store.state().expression == Slot(good, good, BUNDLED, put_back=new, reason=why)
 
 
 def test_a_run_tells_which_models_were_put_back_until_the_next_switch(store):
     def put_back():
-        with opened(RunSettings(source="demo", headless=True, models=str(store.folder))) as made:
+        with open_run(RunSettings(source="demo", headless=True, models=str(store.folder))) as made:
             return made.meter.snapshot().put_back
 
     put(store, "new")
@@ -255,17 +255,17 @@ def test_a_model_that_cannot_be_opened_is_a_try_each_time(store, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(running, "open_classifier", refuses)
-        for _ in range(MOST_TRIES):
+        for _ in range(MAX_TRIES):
             with pytest.raises(ModelError):
                 run(store)
-    told = []
-    run(store, told)
-    assert store.state().expression.in_use == BUNDLED and "the bundled one is put back" in told[0]
+    reported = []
+    run(store, reported)
+    assert store.state().expression.in_use == BUNDLED and "the bundled one is put back" in reported[0]
 
 
 def test_no_frames_judge_nothing(store, camera, monkeypatch):
     new = put(store, "new")
-    for _ in range(MOST_TRIES + 2):
+    for _ in range(MAX_TRIES + 2):
         camera([])
         assert run(store) == []
         assert store.state().expression == Slot(new, on_trial=True)
@@ -274,7 +274,7 @@ def test_no_frames_judge_nothing(store, camera, monkeypatch):
         raise CameraError("no camera")
 
     monkeypatch.setattr(running, "open_camera", no_camera)
-    for _ in range(MOST_TRIES + 2):
+    for _ in range(MAX_TRIES + 2):
         with pytest.raises(CameraError):
             run(store)
     assert store.state().expression == Slot(new, on_trial=True)
@@ -299,7 +299,7 @@ def test_a_try_stays_noted_until_the_models_are_open_and_from_the_first_frame_on
 
 @pytest.mark.parametrize("kind", [EXPRESSION, DETECTOR])
 def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, frames, monkeypatch, kind):
-    monkeypatch.setattr(model_watch, "LIMIT_S", 2.0)  # which what does not hang keeps on a slow machine, too
+    monkeypatch.setattr(model_watch, "RESULT_TIMEOUT_S", 2.0)  # which what does not hang keeps on a slow machine, too
     monkeypatch.setattr(model_watch, "GRACE_S", 0.1)
     good, new = put(store, "good", kind=kind, prove=True), put(store, "new", kind=kind)
     left = []
@@ -310,11 +310,11 @@ def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, f
             time.sleep(0.01)
         raise SystemExit  # the process would be gone
 
-    hanging, method = (Classifier, "__call__") if kind == EXPRESSION else (LearnedDetector, "find")
+    hanging, method = (Classifier, "__call__") if kind == EXPRESSION else (LearnedDetector, "detect")
     monkeypatch.setattr(hanging, method, hang)
     camera(frames, live=True, pause_s=0.01)
     with pytest.raises(SystemExit):
-        run(store, leave=left.append)
+        run(store, terminate=left.append)
     assert [str(error) for error in left] == [
         f"{new}-new: a frame had no result within 2 s; the last good model is put back, start again"
     ]
@@ -323,7 +323,7 @@ def test_a_model_that_hangs_is_put_back_and_the_process_is_left(store, camera, f
 
 
 def test_a_loop_that_comes_back_in_time_ends_in_order(store, camera, frames, monkeypatch):
-    monkeypatch.setattr(model_watch, "LIMIT_S", 0.2)
+    monkeypatch.setattr(model_watch, "RESULT_TIMEOUT_S", 0.2)
     monkeypatch.setattr(model_watch, "GRACE_S", 30.0)
     put(store, "new")
     left = []
@@ -335,12 +335,12 @@ def test_a_loop_that_comes_back_in_time_ends_in_order(store, camera, frames, mon
     monkeypatch.setattr(Classifier, "__call__", slow)
     camera(frames)
     with pytest.raises(ModelError, match=r"no result within 0\.2 s"):
-        run(store, leave=left.append)
+        run(store, terminate=left.append)
     assert left == [] and store.state().expression.in_use == BUNDLED
 
 
 def test_two_models_on_trial_are_judged_together(store, camera, frames, monkeypatch):
-    monkeypatch.setattr(model_watch, "LIMIT_S", 0.2)
+    monkeypatch.setattr(model_watch, "RESULT_TIMEOUT_S", 0.2)
     put(store, "a")
     put(store, "b", kind=DETECTOR)
 
@@ -360,7 +360,7 @@ def test_a_model_that_was_chosen_meanwhile_is_not_judged(store, camera, frames):
     put(store, "old")
     made = []
     camera(frames)
-    with opened(RunSettings(source="demo", headless=True, models=str(store.folder))) as run:
+    with open_run(RunSettings(source="demo", headless=True, models=str(store.folder))) as run:
         for _ in run.results():
             if not made:
                 made.append(put(store, "chosen"))
@@ -374,46 +374,49 @@ def test_a_try_that_cannot_be_noted_is_not_made(store, camera, frames, monkeypat
     def full(*arguments, **options):
         raise OutputError("state.json cannot be written: No space left on device")
 
-    monkeypatch.setattr("maskfer_edge.model_store.whole_file", full)
+    monkeypatch.setattr("maskfer_edge.model_store.atomic_file", full)
     camera(frames)
-    told = []
+    reported = []
     settings = RunSettings(source="demo", headless=True, models=str(store.folder))
-    with opened(settings, told.append) as made:
+    with open_run(settings, reported.append) as made:
         assert made.pipeline.classifier.model.info.architecture == "good"
-    assert len(told) == 1 and "No space left on device; the last good models are used, not those on trial" in told[0]
+    assert (
+        len(reported) == 1
+        and "No space left on device; the last good models are used, not those on trial" in reported[0]
+    )
 
 
 def test_a_proof_that_cannot_be_noted_is_one_line_and_the_run_goes_on(store, camera, frames, monkeypatch):
     new = put(store, "new")
     camera(frames)
-    told = []
+    reported = []
     settings = RunSettings(source="demo", headless=True, models=str(store.folder))
 
     def full(*arguments, **options):
         raise OutputError("state.json cannot be written: No space left on device")
 
-    with opened(settings, told.append) as made:
+    with open_run(settings, reported.append) as made:
         found = made.results()
         next(found)
-        monkeypatch.setattr("maskfer_edge.model_store.whole_file", full)
+        monkeypatch.setattr("maskfer_edge.model_store.atomic_file", full)
         assert len(list(found)) == len(frames) - 1
-    assert len(told) == 1 and f"what the trial of {new}-new showed cannot be noted" in told[0]
+    assert len(reported) == 1 and f"what the trial of {new}-new showed cannot be noted" in reported[0]
 
 
 def test_a_trial_of_a_damaged_model_is_none(store, camera, frames):
     new = put(store, "new")
     store.get(new).path.write_bytes(b"half")
     camera(frames)
-    told = []
-    assert len(run(store, told)) == 3
-    assert len(told) == 1 and "the expression model used instead is the bundled one" in told[0]
+    reported = []
+    assert len(run(store, reported)) == 3
+    assert len(reported) == 1 and "the expression model used instead is the bundled one" in reported[0]
     assert store.state().expression.on_trial
 
 
 def test_a_store_that_is_not_there_is_one_line_and_the_run_goes_on(tmp_path):
-    told = []
-    assert len(run(ModelStore(tmp_path / "none"), told)) == 3
-    assert len(told) == 1 and "none, the folder of installed models, is not there" in told[0]
+    reported = []
+    assert len(run(ModelStore(tmp_path / "none"), reported)) == 3
+    assert len(reported) == 1 and "none, the folder of installed models, is not there" in reported[0]
     assert not (tmp_path / "none").exists()
 
 
@@ -421,7 +424,7 @@ def test_a_store_that_is_not_there_is_one_line_and_the_run_goes_on(tmp_path):
 HANGS = """
 import ctypes
 from maskfer_edge import classifier, cli, model_watch
-model_watch.LIMIT_S, model_watch.GRACE_S = 0.5, 0.2
+model_watch.RESULT_TIMEOUT_S, model_watch.GRACE_S = 0.5, 0.2
 classifier.Classifier.__call__ = lambda self, face: ctypes.CDLL(None).sleep(60)
 cli.main()
 """

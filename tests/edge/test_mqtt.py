@@ -85,25 +85,27 @@ def make(monkeypatch):
 
 
 def test_user_and_password_reach_the_client_and_nothing_that_is_shown(make):
-    told = []
-    output, client = make("mqtt://me:secret@broker/room", tell=told.append)
+    reported = []
+    output, client = make("mqtt://me:secret@broker/room", report=reported.append)
     assert client.calls["username_pw_set"] == (("me", "secret"), {})
     client.connect()
     client.lose()
     client.on_connect_fail(client, None)
     client.on_connect(client, None, None, SimpleNamespace(is_failure=True), None)
-    shown = " ".join([*told, str(output.broker), repr(output.broker), *map(str, client.published)])
-    assert len(told) == 2 and "secret" not in shown
+    shown = " ".join([*reported, str(output.broker), repr(output.broker), *map(str, client.published)])
+    assert len(reported) == 2 and "secret" not in shown
 
 
 def test_what_answers_and_is_no_broker_is_told_once(make):
-    told = []
-    _, client = make(tell=told.append)
+    reported = []
+    _, client = make(report=reported.append)
     for _ in range(3):
         client.lose()
-    assert len(told) == 1 and "mqtt://broker:1883 does not answer as a broker does; is the port right" in told[0]
+    assert (
+        len(reported) == 1 and "mqtt://broker:1883 does not answer as a broker does; is the port right" in reported[0]
+    )
     client.connect()
-    assert told[1:] == ["mqtt://broker:1883 is back"]
+    assert reported[1:] == ["mqtt://broker:1883 is back"]
 
 
 @pytest.mark.parametrize(("scheme", "expected"), [("mqtt", False), ("mqtts", True)])
@@ -191,10 +193,10 @@ def test_runs_of_one_prefix_push_each_other_out_only_if_they_are_the_same(make, 
     assert known(source="usb:0") != usual
 
 
-@pytest.mark.parametrize("said", ["", "\n", "uninitialized\n", None])
-def test_a_machine_without_an_identity_of_its_own_has_its_address(monkeypatch, tmp_path, said):
-    if said is not None:
-        (tmp_path / "machine-id").write_text(said)
+@pytest.mark.parametrize("content", ["", "\n", "uninitialized\n", None])
+def test_a_machine_without_an_identity_of_its_own_has_its_address(monkeypatch, tmp_path, content):
+    if content is not None:
+        (tmp_path / "machine-id").write_text(content)
     monkeypatch.setattr(mqtt, "MACHINE_ID", tmp_path / "machine-id")
     assert mqtt._machine() == str(uuid.getnode())
     (tmp_path / "machine-id").write_text("0123abcd\n")
@@ -404,8 +406,8 @@ def test_the_broker_says_offline_after_a_kill(broker):
 
 @needs_mosquitto
 def test_a_broker_that_stops_and_comes_back_is_found_again(broker):
-    told = []
-    output = MqttOutput(broker.url, health, tell=told.append)
+    reported = []
+    output = MqttOutput(broker.url, health, report=reported.append)
     with Writer(output) as writer:
         with Subscriber(broker.port) as payloads:
             assert wait(lambda: payloads["room/faces"])
@@ -418,32 +420,32 @@ def test_a_broker_that_stops_and_comes_back_is_found_again(broker):
             assert payloads["room/status"] == ["online"] and payloads.keys() >= discovery("room").keys()
     close_in_time(output)
     assert writer.longest_s < LONGEST_WRITE_S
-    assert [line.removeprefix(str(output.broker)).split(";")[0] for line in told] == [" is lost", " is back"]
+    assert [line.removeprefix(str(output.broker)).split(";")[0] for line in reported] == [" is lost", " is back"]
 
 
 @needs_mosquitto
 def test_a_broker_that_is_not_there_yet_is_waited_for(new_broker):
-    broker, told = new_broker(), []
-    output = MqttOutput(broker.url, health, tell=told.append)
+    broker, reported = new_broker(), []
+    output = MqttOutput(broker.url, health, report=reported.append)
     with Writer(output) as writer:
-        assert wait(lambda: output.dropped > 3 and told)
+        assert wait(lambda: output.dropped > 3 and reported)
         broker.start()
         with Subscriber(broker.port) as payloads:
             assert wait(lambda: payloads["room/faces"])
     broker.stop()
     close_in_time(output)
     assert writer.longest_s < LONGEST_WRITE_S
-    assert "cannot be reached: Connection refused" in told[0]
+    assert "cannot be reached: Connection refused" in reported[0]
 
 
 @needs_mosquitto
 def test_a_broker_that_refuses_is_named_with_the_remedy(new_broker):
-    broker, told = new_broker("allow_anonymous false"), []
+    broker, reported = new_broker("allow_anonymous false"), []
     broker.start()
-    output = MqttOutput(broker.url.replace("//", "//me:secret@"), health, tell=told.append)
-    assert wait(lambda: told)
+    output = MqttOutput(broker.url.replace("//", "//me:secret@"), health, report=reported.append)
+    assert wait(lambda: reported)
     close_in_time(output)
-    assert "refuses: Not authorized; check user and password" in told[0] and "secret" not in told[0]
+    assert "refuses: Not authorized; check user and password" in reported[0] and "secret" not in reported[0]
 
 
 def test_an_address_where_nothing_answers_does_not_delay_the_end():

@@ -60,7 +60,7 @@ def test_what_it_missed_is_counted():
         taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
     held.go_on.set()
     taking.finish(failed=False)
-    assert indices(held) == [0, *range(50 - module.WAITING, 50)]
+    assert indices(held) == [0, *range(50 - module.QUEUE_SIZE, 50)]
     assert taking.threads[0].dropped == 50 - len(held.results)
 
 
@@ -101,7 +101,7 @@ def test_an_error_on_a_thread_reaches_the_loop():
 
 
 def test_an_output_that_never_comes_back_is_left(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.1)
     held = HeldOutput()
     taking = feed([held], 1)
     with pytest.raises(OutputError, match=r"fake did not finish in 0\.2 s"):
@@ -110,12 +110,12 @@ def test_an_output_that_never_comes_back_is_left(monkeypatch):
 
 
 def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING_S", 0.1)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.1)
     held, stop = HeldOutput(), threading.Event()
     taking = OutputSet([held], no_drawing, live=False, stopping=stop.is_set)
     threading.Timer(0.3, stop.set).start()
     started = time.monotonic()
-    for index in range(module.WAITING + 3):
+    for index in range(module.QUEUE_SIZE + 3):
         taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
     assert stop.is_set()
     with pytest.raises(OutputError, match="did not finish"):
@@ -125,7 +125,7 @@ def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
 
 
 def test_a_slow_output_ends_in_order_without_what_waits_for_it(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING_S", 0.5)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.5)
 
     class Slow(FakeOutput):
         keeps_all = True
@@ -136,13 +136,13 @@ def test_a_slow_output_ends_in_order_without_what_waits_for_it(monkeypatch):
 
     slow, stop = Slow(), threading.Event()
     taking = OutputSet([slow], no_drawing, live=False, stopping=stop.is_set)
-    for index in range(module.WAITING):
+    for index in range(module.QUEUE_SIZE):
         taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
     stop.set()
     taking.finish(failed=False)
     assert slow.closed == "well"
-    assert 0 < len(slow.results) < module.WAITING
-    assert len(slow.results) + taking.threads[0].dropped == module.WAITING
+    assert 0 < len(slow.results) < module.QUEUE_SIZE
+    assert len(slow.results) + taking.threads[0].dropped == module.QUEUE_SIZE
 
 
 def test_after_a_failure_what_waits_is_still_written():
@@ -155,7 +155,7 @@ def test_after_a_failure_what_waits_is_still_written():
 
 
 def test_after_a_failure_a_slow_output_is_not_waited_for_long(monkeypatch):
-    monkeypatch.setattr(module, "CLOSING_S", 1.0)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 1.0)
     held = HeldOutput()
     taking = feed([held], 5)
     held.started.wait(5)
@@ -173,7 +173,7 @@ def test_after_a_failure_a_slow_output_is_not_waited_for_long(monkeypatch):
 @pytest.mark.parametrize(("live", "ends"), [(True, ["well", "failed"]), (False, ["failed", "failed"])])
 def test_of_a_camera_a_recording_outlives_the_failure_of_another(live, ends):
     recording, other = FakeOutput(), FakeOutput()
-    recording.survives = True
+    recording.keeps_partial = True
     taking = feed([recording, other], 1, live=live)
     taking.finish(failed=True)
     assert [recording.closed, other.closed] == ends
@@ -182,7 +182,7 @@ def test_of_a_camera_a_recording_outlives_the_failure_of_another(live, ends):
 @pytest.mark.parametrize(("live", "end"), [(True, "well"), (False, "failed")])
 def test_of_a_camera_a_recording_outlives_its_own_failure(live, end):
     class Failing(FakeOutput):
-        survives = True
+        keeps_partial = True
 
         def write(self, *arguments):
             raise OutputError("the disk is full")

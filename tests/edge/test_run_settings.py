@@ -10,8 +10,8 @@ from maskfer_edge.settings_file import as_toml, read_settings
 
 def test_flags_win_over_the_file(tmp_path):
     (tmp_path / "run.toml").write_text('source = "usb:0"\ndetect_every = 5\nblur = true\n')
-    said = read_settings(RunSettings, tmp_path / "run.toml", {"detect_every": 2, "source": None})
-    assert RunSettings(**said) == RunSettings(source="usb:0", detect_every=2, blur=True)
+    settings = read_settings(RunSettings, tmp_path / "run.toml", {"detect_every": 2, "source": None})
+    assert RunSettings(**settings) == RunSettings(source="usb:0", detect_every=2, blur=True)
 
 
 @pytest.mark.parametrize(("key", "near"), [("detect-every", "detect_every"), ("jsonlines", "jsonl"), ("Blur", "blur")])
@@ -28,7 +28,7 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"detect_every": -1}, "detect_every must be at least 0"),
         ({"threads": 0}, "threads must be at least 1"),
@@ -53,24 +53,24 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
         ({"source": 0}, "source must be of type str"),
     ],
 )
-def test_values_that_make_no_sense_are_refused(settings, said):
-    with pytest.raises(InputError, match=said):
+def test_values_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
         RunSettings(**settings)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"source": "a.mp4", "jsonl": "./a.mp4"}, "jsonl would replace the source a.mp4; name another file"),
         ({"detector_model": "a.mp4", "csv": "a.mp4"}, "csv would replace the detector model a.mp4"),
         ({"model": "a.mp4.2", "csv": "a.mp4", "rotate_mb": 1.0}, "csv would replace the model a.mp4.2"),
     ],
 )
-def test_what_a_run_reads_it_does_not_write(tmp_path, monkeypatch, settings, said):
+def test_what_a_run_reads_it_does_not_write(tmp_path, monkeypatch, settings, message):
     monkeypatch.chdir(tmp_path)
     for name in ("a.mp4", "a.mp4.2"):
         (tmp_path / name).write_text("")
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         RunSettings(**settings)
 
 
@@ -81,8 +81,8 @@ def test_a_name_of_no_file_may_be_written(tmp_path, monkeypatch):
 
 
 def test_what_is_to_be_blurred_is_looked_for_in_each_frame_unless_told():
-    assert [RunSettings(blur=blur).looks_every for blur in (False, True)] == [3, 1]
-    assert RunSettings(blur=True, detect_every=2).looks_every == 2
+    assert [RunSettings(blur=blur).detection_interval for blur in (False, True)] == [3, 1]
+    assert RunSettings(blur=True, detect_every=2).detection_interval == 2
 
 
 def test_a_size_is_width_and_height():

@@ -12,16 +12,16 @@ import pytest
 import maskfer_edge
 from maskfer_edge import running
 from maskfer_edge.camera_devices import NetworkStream, UsbCamera
-from maskfer_edge.detector import Detection, FakeDetector, overlap
+from maskfer_edge.detector import Detection, FakeDetector, iou
 from maskfer_edge.errors import CameraError, InputError, OutputError
 from maskfer_edge.results import FrameResult
 from maskfer_edge.run_settings import RunSettings
-from maskfer_edge.running import opened
+from maskfer_edge.running import open_run
 from maskfer_edge.sources import open_camera
 
 
-def run(tell=lambda text: None, **settings):
-    with opened(RunSettings(**{"source": "demo", "headless": True, "max_frames": 3, **settings}), tell) as made:
+def run(report=lambda text: None, **settings):
+    with open_run(RunSettings(**{"source": "demo", "headless": True, "max_frames": 3, **settings}), report) as made:
         return made, list(made.results())
 
 
@@ -67,7 +67,7 @@ def test_a_face_too_small_for_an_expression_is_blurred_as_well(tmp_path, portrai
         for blur in (False, True)
     )
     assert (plain.faces, plain.covered, blurred.faces) == ((), (), ())
-    assert [overlap(box, (588, 433, 70, 70)) > 0.5 for box in blurred.covered] == [True]
+    assert [iou(box, (588, 433, 70, 70)) > 0.5 for box in blurred.covered] == [True]
     in_clear, covered = (open_camera(str(tmp_path / f"{blur}.avi")).read().image for blur in (False, True))
     face = slice(440, 500), slice(590, 655)
     assert np.abs(in_clear[face].astype(int) - covered[face]).mean() > 5
@@ -85,22 +85,22 @@ def test_blurring_changes_what_is_seen_and_not_what_is_said(monkeypatch):
 
     class Finder(FakeDetector):
         name = "learned"
-        keeps_small = False
+        keep_small = False
 
         def __call__(self, image, near=()):
             self.calls = getattr(self, "calls", -1) + 1
-            return [face for face in found[self.calls] if face.readable or self.keeps_small]
+            return [face for face in found[self.calls] if face.readable or self.keep_small]
 
     monkeypatch.setattr(running, "LearnedDetector", Finder)
-    said = {}
+    faces_by_blur = {}
     for blur in (False, True):
         monkeypatch.setattr(running, "open_detector", lambda *_: Finder())
         made, results = run(blur=blur, detect_every=1, max_frames=len(found))
         # but for the numbers, as what is only covered has some too
-        said[blur] = [[replace(face, track=0) for face in result.faces] for result in results]
+        faces_by_blur[blur] = [[replace(face, track=0) for face in result.faces] for result in results]
         assert [bool(result.covered) for result in results] == [False, *[blur] * (len(found) - 1)]
-    assert said[True] == said[False]
-    assert made.pipeline.detector.keeps_small
+    assert faces_by_blur[True] == faces_by_blur[False]
+    assert made.pipeline.detector.keep_small
 
 
 def test_before_a_camera_a_face_is_believed_when_it_was_found_twice():
@@ -111,18 +111,18 @@ def test_before_a_camera_a_face_is_believed_when_it_was_found_twice():
 
 def test_auto_says_what_it_picked(monkeypatch):
     monkeypatch.setattr(running, "pick_source", lambda: "demo")
-    told = []
-    made, _ = run(told.append, source="auto")
-    assert "source: demo" in told
+    reported = []
+    made, _ = run(reported.append, source="auto")
+    assert "source: demo" in reported
     assert made.settings.source == "demo"
 
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_the_token_of_the_live_view_is_in_no_log(monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    told = []
-    run(told.append, browser="127.0.0.1:0", token="sesame")
-    (line,) = (line for line in told if line.startswith("live view"))
+    reported = []
+    run(reported.append, browser="127.0.0.1:0", token="sesame")
+    (line,) = (line for line in reported if line.startswith("live view"))
     assert ("sesame" in line) is terminal
 
 
@@ -145,17 +145,19 @@ def test_without_a_camera_auto_is_one_line(monkeypatch):
     ],
 )
 def test_what_was_asked_for_in_vain_is_told(settings, lines):
-    told = []
-    run(told.append, **settings)
-    assert told == lines
+    reported = []
+    run(reported.append, **settings)
+    assert reported == lines
 
 
 @pytest.mark.parametrize(("kind", "asked"), [(UsbCamera, "realtime, loop"), (NetworkStream, "size, realtime, loop")])
 def test_what_a_camera_does_not_obey_is_told(monkeypatch, video_capture, kind, asked):
     monkeypatch.setattr(running, "open_camera", lambda source, options: kind("rtsp://me:secret@door/live"))
-    told = []
-    with opened(RunSettings("rtsp://me:secret@door/live", "640x480", 5.0, True, True, headless=True), told.append):
-        assert [line for line in told if "lost" not in line] == [f"no effect on rtsp://door/live: {asked}"]
+    reported = []
+    with open_run(
+        RunSettings("rtsp://me:secret@door/live", "640x480", 5.0, True, True, headless=True), reported.append
+    ):
+        assert [line for line in reported if "lost" not in line] == [f"no effect on rtsp://door/live: {asked}"]
 
 
 def test_a_lost_camera_is_opened_again(monkeypatch, lossy_camera):
@@ -167,13 +169,13 @@ def test_a_lost_camera_is_opened_again(monkeypatch, lossy_camera):
         return lossy_camera(pictures, live=True, pause_s=0.005)
 
     monkeypatch.setattr(running, "open_camera", open_one)
-    told = []
-    with opened(RunSettings(source="usb:0", headless=True), told.append) as made:
+    reported = []
+    with open_run(RunSettings(source="usb:0", headless=True), reported.append) as made:
         for _ in made.results():
             if len(opens) == 2:
                 break
     assert opens == ["usb:0", "usb:0"]
-    assert any("is lost: unplugged" in line for line in told)
+    assert any("is lost: unplugged" in line for line in reported)
 
 
 def test_retries_end_at_last(monkeypatch, lossy_camera):
@@ -186,7 +188,7 @@ def test_retries_end_at_last(monkeypatch, lossy_camera):
 
     monkeypatch.setattr(running, "open_camera", open_one)
     with (
-        opened(RunSettings(source="usb:0", headless=True, retries=1)) as made,
+        open_run(RunSettings(source="usb:0", headless=True, retries=1)) as made,
         pytest.raises(CameraError, match="gone"),
     ):
         list(made.results())
@@ -194,11 +196,11 @@ def test_retries_end_at_last(monkeypatch, lossy_camera):
 
 def test_metrics_are_served_while_it_runs():
     pytest.importorskip("prometheus_client")
-    told = []
-    with opened(RunSettings(source="demo", headless=True, metrics="127.0.0.1:0"), told.append) as made:
+    reported = []
+    with open_run(RunSettings(source="demo", headless=True, metrics="127.0.0.1:0"), reported.append) as made:
         found = made.results()
         next(found)
-        port = told[0].removeprefix("metrics: port ")
+        port = reported[0].removeprefix("metrics: port ")
         text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode()
         found.close()
     assert "maskfer_frames_total 1.0" in text
@@ -206,17 +208,17 @@ def test_metrics_are_served_while_it_runs():
 
 def test_a_port_that_the_system_chose_is_said():
     pytest.importorskip("prometheus_client")
-    told = []
-    run(told.append, metrics="0")
-    (said,) = told
-    assert int(said.removeprefix("metrics: port ")) > 0
+    reported = []
+    run(reported.append, metrics="0")
+    (line,) = reported
+    assert int(line.removeprefix("metrics: port ")) > 0
 
 
 def test_the_board_s_warnings_slow_the_detector(monkeypatch):
     class Hot:
         warnings = ("throttled",)
 
-        def __init__(self, tell):
+        def __init__(self, report):
             pass
 
         def factor(self):
@@ -246,14 +248,14 @@ def test_stream_leaves_the_program_s_stderr_alone():
 def test_a_run_that_was_never_begun_leaves_all_as_it_was(tmp_path):
     (tmp_path / "old.csv").write_text("old")
     settings = {"jsonl": str(tmp_path / "a.jsonl"), "csv": str(tmp_path / "old.csv"), "overwrite": True}
-    with opened(RunSettings(source="demo", headless=True, **settings)):
+    with open_run(RunSettings(source="demo", headless=True, **settings)):
         pass
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.csv", "old")]
 
 
 def test_a_run_that_is_stopped_before_its_first_frame_leaves_all_as_it_was(tmp_path):
     (tmp_path / "old.csv").write_text("old")
-    with opened(RunSettings(source="demo", headless=True, csv=str(tmp_path / "old.csv"), overwrite=True)) as made:
+    with open_run(RunSettings(source="demo", headless=True, csv=str(tmp_path / "old.csv"), overwrite=True)) as made:
         made.capture.stop()
         assert list(made.results()) == []
     assert (tmp_path / "old.csv").read_text() == "old"

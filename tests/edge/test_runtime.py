@@ -143,10 +143,10 @@ def test_builtin_kernels_are_close_to_xnnpack():
 
 
 @pytest.mark.parametrize(
-    ("kind", "scale", "said"), [(np.int16, 0.1, "a tensor of int16"), (np.int8, 0.0, "int8 without a scale")]
+    ("kind", "scale", "message"), [(np.int16, 0.1, "a tensor of int16"), (np.int8, 0.0, "int8 without a scale")]
 )
-def test_integers_that_say_nothing_are_refused(kind, scale, said):
+def test_integers_that_say_nothing_are_refused(kind, scale, message):
     known = [{"dtype": np.float32, "quantization": (0.0, 0)}, {"dtype": np.uint8, "quantization": (1.0, 0)}]
     check_types(known, "m")
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=message):
         check_types([*known, {"dtype": kind, "quantization": (scale, 0)}], "m")

@@ -8,7 +8,7 @@ from maskfer_edge.settings_file import read_settings
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("browser = 8090", ': browser needs quotes: browser = "8090"'),
         ("source = true", ': source needs quotes: source = "true"'),
@@ -23,9 +23,9 @@ from maskfer_edge.settings_file import read_settings
         ("[source]\n", " has a section [source]; settings go without sections: take that line out"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path, text, said):
+def test_what_is_wrong_in_a_file_is_said_with_its_name(tmp_path, text, message):
     (tmp_path / "run.toml").write_text(text)
-    with pytest.raises(InputError, match=rf"run\.toml{re.escape(said)}$"):
+    with pytest.raises(InputError, match=rf"run\.toml{re.escape(message)}$"):
         read_settings(RunSettings, tmp_path / "run.toml", {})
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from maskfer_edge import camera_files
 from maskfer_edge.camera_devices import NetworkStream, UsbCamera
-from maskfer_edge.camera_files import InRealTime, _is_trimmed
+from maskfer_edge.camera_files import RealTimeFile, _is_trimmed
 from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.errors import CameraError, InputError
 from maskfer_edge.sources import DEMO_CLIP, CameraOptions, open_camera
@@ -63,15 +63,15 @@ def test_a_missing_source_is_refused_with_what_there_is():
 
 
 @pytest.mark.parametrize(
-    ("source", "error", "said"),
+    ("source", "error", "message"),
     [
         ("0", InputError, "source '0' does not exist; did you mean usb:0?"),
         ("/dev/video99", CameraError, "/dev/video99: no such camera; see: maskfer-edge cameras"),
     ],
 )
 @pytest.mark.parametrize("loop", [False, True])
-def test_a_camera_that_is_not_there_is_taken_for_one(source, error, said, loop):
-    with pytest.raises(error, match=f"^{re.escape(said)}$"):
+def test_a_camera_that_is_not_there_is_taken_for_one(source, error, message, loop):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         open_camera(source, CameraOptions(loop=loop))
 
 
@@ -161,7 +161,7 @@ def test_a_video_without_a_readable_frame_is_refused(video_capture, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("said_ms", "times"),
+    ("positions_ms", "times"),
     [
         ([500, 600, 1100, 1150], [0, 0.1, 0.6, 0.65]),
         ([0, 0, 0, 0], [0, 0.1, 0.2, 0.3]),
@@ -169,19 +169,19 @@ def test_a_video_without_a_readable_frame_is_refused(video_capture, tmp_path):
     ],
     ids=["said by the file", "not said", "going back"],
 )
-def test_a_frame_has_the_time_that_the_video_says(monkeypatch, tmp_path, said_ms, times, video_capture):
+def test_a_frame_has_the_time_that_the_video_says(monkeypatch, tmp_path, positions_ms, times, video_capture):
     (tmp_path / "a.mkv").write_bytes(b"x")
-    said = iter(said_ms)
-    monkeypatch.setattr(video_capture, "get", lambda _, key: next(said) if key == cv2.CAP_PROP_POS_MSEC else 10.0)
+    positions = iter(positions_ms)
+    monkeypatch.setattr(video_capture, "get", lambda _, key: next(positions) if key == cv2.CAP_PROP_POS_MSEC else 10.0)
     camera = open_camera(str(tmp_path / "a.mkv"))
     camera._capture.left = len(times)
     assert [frame.time for frame in frames_of(camera)] == pytest.approx(times)
 
 
-@pytest.mark.parametrize("said", [0.0, float("nan"), float("inf"), -1.0, 90000.0])
-def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, said, video_capture):
+@pytest.mark.parametrize("fps", [0.0, float("nan"), float("inf"), -1.0, 90000.0])
+def test_an_impossible_frame_rate_becomes_25(monkeypatch, tmp_path, fps, video_capture):
     (tmp_path / "a.avi").write_bytes(b"x")
-    monkeypatch.setattr(video_capture, "get", lambda *_: said)
+    monkeypatch.setattr(video_capture, "get", lambda *_: fps)
     assert open_camera(str(tmp_path / "a.avi")).fps == 25.0
 
 
@@ -229,7 +229,7 @@ def test_a_jump_in_a_file_s_time_is_not_waited_for(waits):
             frame = super().read()
             return frame and replace(frame, time=[0, 3600, 3600.1][frame.index])
 
-    camera = InRealTime(Jumping([np.zeros((8, 8, 3), np.uint8)] * 3))
+    camera = RealTimeFile(Jumping([np.zeros((8, 8, 3), np.uint8)] * 3))
     assert [frame.time for frame in frames_of(camera)] == [0, 3600, 3600.1]
     assert waits == pytest.approx([0, 0, 0.1])
 

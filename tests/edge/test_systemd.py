@@ -52,9 +52,9 @@ def notifier(manager):
 
 
 def test_ready_and_stopping_are_told(notifier, manager):
-    told, _ = notifier()
-    told.ready()
-    told.stopping()
+    systemd, _ = notifier()
+    systemd.ready()
+    systemd.stopping()
     assert manager.received() == ["READY=1", "STOPPING=1"]
 
 
@@ -73,10 +73,10 @@ def test_the_process_environment_counts_if_none_is_given(monkeypatch, manager):
 
 
 def test_the_watchdog_is_fed_twice_in_its_time(notifier, manager):
-    told, clock = notifier(WATCHDOG_USEC="10000000")
+    systemd, clock = notifier(WATCHDOG_USEC="10000000")
     for second in range(21):
         clock.now = float(second)
-        told.alive()
+        systemd.alive()
     assert manager.received() == ["WATCHDOG=1"] * 5
 
 
@@ -92,15 +92,15 @@ def test_the_watchdog_is_fed_twice_in_its_time(notifier, manager):
     ids=["no watchdog", "anyone's", "ours", "another's", "damaged"],
 )
 def test_only_a_watchdog_of_this_process_is_fed(notifier, manager, environment, fed):
-    told, _ = notifier(**environment)
-    told.alive()
+    systemd, _ = notifier(**environment)
+    systemd.alive()
     assert len(manager.received()) == fed
 
 
 def test_the_status_is_one_line_every_five_seconds(notifier, manager):
-    told, clock = notifier()
+    systemd, clock = notifier()
     for clock.now, text in ((0.0, "9.8 frames\na second"), (4.9, "too soon"), (5.0, "Würfel")):
-        told.status(text)
+        systemd.status(text)
     assert manager.received() == ["STATUS=9.8 frames a second", "STATUS=Würfel"]
 
 
@@ -110,13 +110,13 @@ def test_the_status_is_one_line_every_five_seconds(notifier, manager):
     ids=["none", "gone", "too long", "of another kind", "too long and abstract"],
 )
 def test_without_a_manager_nothing_happens(address):
-    told = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
-    for tell in (told.ready, told.alive, told.stopping, lambda: told.status("\udcff")):
-        tell()
+    systemd = Notifier({"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
+    for notify in (systemd.ready, systemd.alive, systemd.stopping, lambda: systemd.status("\udcff")):
+        notify()
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up_for_long(notifier, manager):
-    told, _ = notifier()
+    systemd, _ = notifier()
     queued = 0
     with suppress(BlockingIOError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.setblocking(False)
@@ -124,6 +124,6 @@ def test_a_manager_that_does_not_read_holds_nobody_up_for_long(notifier, manager
             sender.sendto(b"READY=1", manager.socket.getsockname())
             queued += 1
     started = time.monotonic()
-    told.ready()
+    systemd.ready()
     assert SEND_TIMEOUT_S / 2 < time.monotonic() - started < SEND_TIMEOUT_S + 5
     assert len(manager.received()) == queued > 0

@@ -7,7 +7,7 @@ from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import PictureSet
 from maskfer_trainer.batches import FaceBatches
 from maskfer_trainer.settings import FitSettings
-from maskfer_trainer.teachers import Lessons
+from maskfer_trainer.teachers import SoftLabels
 
 PLAIN = {"augmentation": 0.0, "cutout": 0.0, "label_smoothing": 0.0, "balance": 0.0, "bare_share": 0.0}
 
@@ -23,9 +23,9 @@ def batches(
 ) -> FaceBatches:
     """Batches of three faces that are not changed, but for `changes`."""
     of_picture = np.array(range(len(labels)) if faces is None else faces)
-    lessons = changes.pop("lessons", None)
+    soft_labels = changes.pop("soft_labels", None)
     return FaceBatches(
-        pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), lessons
+        pictures(labels), bare, of_picture, FitSettings(**{"batch_size": 3, **PLAIN, **changes}), soft_labels
     )
 
 
@@ -107,18 +107,18 @@ ALL_ALIKE, SILENT = np.full((1, 7), 1 / 7, np.float32), np.zeros((1, 7), np.floa
 
 
 def test_a_teacher_counts_for_its_share_of_the_target():
-    targets = batches([2], lessons=Lessons(ALL_ALIKE, SILENT), teacher_share=0.7)[0][1]
+    targets = batches([2], soft_labels=SoftLabels(ALL_ALIKE, SILENT), teacher_share=0.7)[0][1]
     assert targets[0] == pytest.approx([0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.1])
 
 
 def test_a_bare_face_is_taught_as_a_bare_one():
-    lessons = Lessons(SILENT, ALL_ALIKE)
-    targets = batches([2], bare=pictures([2]), bare_share=1.0, lessons=lessons, teacher_share=0.7)[0][1]
+    soft_labels = SoftLabels(SILENT, ALL_ALIKE)
+    targets = batches([2], bare=pictures([2]), bare_share=1.0, soft_labels=soft_labels, teacher_share=0.7)[0][1]
     assert targets[0] == pytest.approx([0.1, 0.1, 0.4, 0.1, 0.1, 0.1, 0.1])
 
 
 def test_the_label_alone_counts_where_no_teacher_speaks():
-    targets = batches([2], lessons=Lessons(SILENT, SILENT), teacher_share=0.7)[0][1]
+    targets = batches([2], soft_labels=SoftLabels(SILENT, SILENT), teacher_share=0.7)[0][1]
     assert targets[0].tolist() == [0, 0, 1, 0, 0, 0, 0]
 
 

@@ -541,24 +541,24 @@ def test_records_do_not_gather_in_memory(tmp_path, small_source, monkeypatch):
     class Held(dict):
         pass
 
-    made, alive = [], []
+    finished, alive = [], []
 
-    def held(result: dict) -> Held:
+    def stack(result: dict) -> Held:
         result = Held(result)
-        made.append(weakref.ref(result))
-        alive.append(sum(reference() is not None for reference in made))
+        finished.append(weakref.ref(result))
+        alive.append(sum(reference() is not None for reference in finished))
         return result
 
     def run_here(task, batches, count, died):
         for batch in batches:
-            yield [held(result) for result in task(batch)]
+            yield [stack(result) for result in task(batch)]
 
     read = builder._Log.__getitem__
     monkeypatch.setattr(builder, "BATCH", 1)
     monkeypatch.setattr(builder, "run_here", run_here)
-    monkeypatch.setattr(builder._Log, "__getitem__", lambda log, source: held(read(log, source)))
+    monkeypatch.setattr(builder._Log, "__getitem__", lambda log, source: stack(read(log, source)))
     build(small_source, tmp_path / "out", coco=True)
-    assert len(made) > 4 * 14
+    assert len(finished) > 4 * 14
     assert max(alive) <= 3
 
 

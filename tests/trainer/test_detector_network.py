@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge.learned_detector import decode
-from maskfer_trainer.detector_network import build_detector, joined, loss
+from maskfer_trainer.detector_network import build_detector, concatenate_outputs, loss
 from maskfer_trainer.detector_targets import MAP_WH, STRIDE, targets
 from maskfer_trainer.networks import multiply_accumulates
 
@@ -30,7 +30,7 @@ def test_it_is_small(detector):
 def test_the_joined_maps_are_heat_and_boxes(detector):
     scene = np.random.default_rng(0).uniform(0, 255, (1, 240, 320, 1)).astype(np.float32)
     maps = detector.predict_on_batch(scene)
-    both = joined(detector).predict_on_batch(scene)
+    both = concatenate_outputs(detector).predict_on_batch(scene)
     np.testing.assert_allclose(both, np.concatenate([maps["heat"], maps["boxes"]], axis=-1), atol=1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maskfer_trainer import duplicates
-from maskfer_trainer.duplicates import LARGEST_DISTANCE, Duplicate, find_duplicates, perceptual_hash
+from maskfer_trainer.duplicates import MAX_DISTANCE, Duplicate, find_duplicates, perceptual_hash
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_the_same_pixels_are_an_exact_duplicate(face, strangers):
 def test_a_changed_picture_is_a_near_duplicate(face, strangers, change):
     train = hashes(first=strangers[0], changed=change(face), last=strangers[1])
     found = find_duplicates(train, hashes(face=face))["face"]
-    assert found.train == "changed" and not found.exact and found.distance <= LARGEST_DISTANCE
+    assert found.train == "changed" and not found.exact and found.distance <= MAX_DISTANCE
 
 
 def test_other_faces_are_no_duplicates(strangers):
@@ -94,7 +94,7 @@ def test_an_empty_part_has_no_duplicates(face, in_train, in_test):
     assert find_duplicates(record if in_train else {}, record if in_test else {}) == {}
 
 
-@pytest.mark.parametrize(("differing", "is_found"), [(LARGEST_DISTANCE, True), (LARGEST_DISTANCE + 2, False)])
+@pytest.mark.parametrize(("differing", "is_found"), [(MAX_DISTANCE, True), (MAX_DISTANCE + 2, False)])
 def test_the_largest_distance_is_included(differing, is_found):
     train = {"a": ("1", with_bits())}
     found = find_duplicates(train, {"b": ("2", with_bits(*range(differing)))})

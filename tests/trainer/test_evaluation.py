@@ -64,11 +64,20 @@ def test_accuracy_without_pictures_that_stand_in_train():
 def test_accuracy_without_pictures_that_nearly_stand_in_train():
     found = figures(PAIRS, {"angry/0"}, {"angry/0", "fear/6", "fear/7"})
     assert (found.duplicates, found.near, found.accuracy_without_near) == (1, 2, pytest.approx(3 / 5))
-    assert "60.0% without 2 more that nearly do" in as_text(Evaluation("m", True, "d", {"bare": found}))
+    text = as_text(Evaluation("m", True, "d", {"bare": found}))
+    assert " right; 42.9% without duplicates of train (1); 60.0% also without near-duplicates of train (2)" in text
+
+
+def test_clauses_of_no_duplicates_are_left_out():
+    assert "of 8 right; expected calib" in as_text(Evaluation("m", True, "d", {"bare": figures(PAIRS)}))
+    near = as_text(Evaluation("m", True, "d", {"bare": figures(PAIRS, set(), {"fear/6"})}))
+    assert "of 8 right; 57.1% without near-duplicates of train (1); expected" in near
 
 
 def test_tables_can_be_made_when_every_picture_stands_in_train():
-    assert "nothing to count without 1" in as_text(Evaluation("m", True, "d", {"bare": figures([(0, 0)], {"angry/0"})}))
+    assert "nothing to count without duplicates of train (1)" in as_text(
+        Evaluation("m", True, "d", {"bare": figures([(0, 0)], {"angry/0"})})
+    )
 
 
 def test_figures_are_json_when_every_picture_stands_in_train():

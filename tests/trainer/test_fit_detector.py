@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.scenes import Marks
+from maskfer_edge.scenes import GroundTruth
 from maskfer_trainer import fit_detector as module
 from maskfer_trainer.detector_targets import targets
 from maskfer_trainer.fit_detector import DetectorSettings, best_threshold, fit_detector
@@ -63,21 +63,21 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, scenes):
     run = tmp_path_factory.mktemp("fit") / "run"
-    told = []
-    fit_detector(scenes, run, SHORT, say=told.append)
-    return run, told
+    messages = []
+    fit_detector(scenes, run, SHORT, log=messages.append)
+    return run, messages
 
 
 def test_a_run_leaves_model_history_and_curves(run):
-    folder, told = run
+    folder, messages = run
     assert {path.name for path in folder.iterdir()} == {
         "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
     }  # fmt: skip
-    assert told[1] == (
+    assert messages[1] == (
         "4 scenes to train on; 2 to validate, of the same faces and photographs: its figures are too good"
     )
-    assert "GPU" in told[0]
-    assert sum(line.startswith("epoch") for line in told) == 2
+    assert "GPU" in messages[0]
+    assert sum(line.startswith("epoch") for line in messages) == 2
 
 
 def test_the_model_says_what_a_converter_needs(run):
@@ -114,21 +114,21 @@ def test_what_is_learned_does_not_depend_on_the_processes_that_make_batches(tmp_
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
     """As after a kill in the second of three epochs: last.keras is of the first."""
-    longer, told = replace(SHORT, epochs=3), []
+    longer, messages = replace(SHORT, epochs=3), []
 
     class Killed(Exception):
         pass
 
     def until_second(line):
-        told.append(line)
+        messages.append(line)
         if line.startswith("epoch 2"):
             raise Killed
 
     with pytest.raises(Killed):
-        fit_detector(scenes, tmp_path / "run", longer, workers=2, say=until_second)
+        fit_detector(scenes, tmp_path / "run", longer, workers=2, log=until_second)
     assert len((tmp_path / "run/history.csv").read_text().splitlines()) == 2
-    fit_detector(scenes, tmp_path / "run", longer, resume=True, say=told.append)
-    epochs = [line.partition(":")[0] for line in told if line.startswith("epoch")]
+    fit_detector(scenes, tmp_path / "run", longer, resume=True, log=messages.append)
+    epochs = [line.partition(":")[0] for line in messages if line.startswith("epoch")]
     assert epochs == ["epoch 1/3", "epoch 2/3", "epoch 2/3", "epoch 3/3"]
     assert (tmp_path / "run/model.keras").exists()
     fit_detector(scenes, tmp_path / "whole", longer)
@@ -140,14 +140,14 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
 
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_at_work_keeps_others_off(tmp_path, scenes):
-    def say(said):
+    def log(said):
         if said.startswith("epoch"):
             with pytest.raises(OutputError, match="another run is writing"):
                 fit_detector(scenes, tmp_path / "run", short, resume=True)
             refused.append(said)
 
     short, refused = replace(SHORT, epochs=1), []
-    fit_detector(scenes, tmp_path / "run", short, workers=1, say=say)
+    fit_detector(scenes, tmp_path / "run", short, workers=1, log=log)
     assert refused
 
 
@@ -220,7 +220,7 @@ def test_the_threshold_is_where_f1_is_best():
     wrong = targets([false], [])
     maps[..., 0] = np.maximum(0.8 * (maps[..., 0] == 1), 0.45 * (wrong[..., 0] == 1))
     maps[..., 1:] += wrong[..., 3:]
-    scenes = SceneSet(np.zeros((2, 240, 320), np.uint8), [Marks([face], [])] * 2)
+    scenes = SceneSet(np.zeros((2, 240, 320), np.uint8), [GroundTruth([face], [])] * 2)
     f1, threshold = best_threshold(np.stack([maps, maps]), scenes)
     assert (f1, 0.45 < threshold <= 0.8) == (1.0, True)
 
@@ -228,11 +228,11 @@ def test_the_threshold_is_where_f1_is_best():
 def test_what_lies_on_an_ignored_face_is_no_false_box():
     face = (100, 60, 40, 48)
     maps = targets([face], [])[..., [0, 3, 4, 5, 6]]
-    nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [Marks([], [face])])
+    nothing = SceneSet(np.zeros((1, 240, 320), np.uint8), [GroundTruth([], [face])])
     assert best_threshold(maps[None], nothing)[0] == 0
 
 
 def test_faces_that_the_edge_leaves_out_do_not_count():
     small = (100, 60, 14, 14)
     maps = targets([small], [])[..., [0, 3, 4, 5, 6]]
-    assert best_threshold(maps[None], SceneSet(np.zeros((1, 240, 320), np.uint8), [Marks([small], [])]))[0] == 0
+    assert best_threshold(maps[None], SceneSet(np.zeros((1, 240, 320), np.uint8), [GroundTruth([small], [])]))[0] == 0

@@ -89,9 +89,9 @@ def stand_in():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data):
-    out, told = tmp_path_factory.mktemp("rescorer-run") / "run", []
-    fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, say=told.append)
-    return out, told
+    out, messages = tmp_path_factory.mktemp("rescorer-run") / "run", []
+    fit_rescorer(DETECTOR, data[0], data[1], out, SHORT, log=messages.append)
+    return out, messages
 
 
 def find(image, boxes, faces=(), ignored=()):
@@ -117,13 +117,13 @@ def test_no_pictures_give_no_candidates():
 
 
 def test_a_run_leaves_model_history_and_curves(run):
-    out, told = run
+    out, messages = run
     assert {path.name for path in out.iterdir()} == {
         "run.json", "history.csv", "curves.png", "checkpoints", "model.keras",
     }  # fmt: skip
     assert len((out / "history.csv").read_text().splitlines()) == 1 + SHORT.epochs
-    assert "GPU" in told[0]
-    assert told[2] == "4 candidates to validate, 2 of them faces"
+    assert "GPU" in messages[0]
+    assert messages[2] == "4 candidates to validate, 2 of them faces"
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def learned_from(tmp_path, monkeypatch):
 
     def tell(scenes, photos):
         with pytest.raises(Read):
-            fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4), say=stop)
+            fit_rescorer(DETECTOR, scenes, photos, tmp_path / "run", RescorerSettings(1, 1, 1, batch_size=4), log=stop)
         return read
 
     return tell
@@ -198,14 +198,14 @@ def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatc
 
 
 def test_a_run_at_work_keeps_others_off(data, tmp_path):
-    def say(said):
+    def log(said):
         if said.startswith("right on"):
             with pytest.raises(OutputError, match="another run is writing"):
                 fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, resume=True)
             refused.append(said)
 
     short, refused = RescorerSettings(draws=1, epochs=1, steps=1, batch_size=8), []
-    fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, say=say)
+    fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, log=log)
     assert refused
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_run_is_named(run, data, tmp_path):
 
 
 def test_a_run_that_is_there_is_not_overwritten(run, data):
-    with pytest.raises(OutputError, match="already there"):
+    with pytest.raises(OutputError, match="already there; give --resume to go on with it"):
         fit_rescorer(DETECTOR, data[0], data[1], run[0], SHORT)
 
 

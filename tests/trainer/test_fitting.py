@@ -19,7 +19,7 @@ from maskfer_trainer.batches import FaceBatches, validation_part
 from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.fitting import fit
 from maskfer_trainer.settings import PAPER, FitSettings
-from maskfer_trainer.teachers import ask
+from maskfer_trainer.teachers import predict_soft_labels
 
 
 class Stopped(Exception):
@@ -41,7 +41,7 @@ def settings(**changes) -> FitSettings:
 
 @pytest.fixture(autouse=True)
 def every_epoch_is_written(monkeypatch):
-    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(run_folder, "MIN_WRITE_SECONDS", 0.0)
 
 
 @pytest.fixture
@@ -73,11 +73,11 @@ def prepare(tiny_networks, monkeypatch, tmp_path, dataset):
     """Does all that `fit` does before it trains; gives what it would train with: batches and validation pictures."""
 
     def make(name="run", *, teachers=(), **given):
-        told = []
-        monkeypatch.setattr(fitting, "_train", lambda _, *rest: told.extend(rest))
+        given = []
+        monkeypatch.setattr(fitting, "_train", lambda _, *rest: given.extend(rest))
         with pytest.raises(ValueError, match="empty"):  # no epoch ran, so there is none to choose
             fit(dataset, tmp_path / name, settings(**given), teachers=teachers, verbose=0)
-        return told[0], told[1]
+        return given[0], given[1]
 
     return make
 
@@ -165,7 +165,7 @@ def test_the_network_that_is_kept_has_learned(monkeypatch, tmp_path, dataset):
 
     monkeypatch.setattr(fitting, "ARCHITECTURES", {"lean": by_brightness})
     monkeypatch.setattr(run_folder, "draw_curves", lambda *_: None)
-    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 1000.0)
+    monkeypatch.setattr(run_folder, "MIN_WRITE_SECONDS", 1000.0)
     plain = settings(epochs=60, learning_rate=0.03, bare_share=1.0, augmentation=0.0, cutout=0.0, label_smoothing=0.0)
     kept = keras.models.load_model(fit(dataset, tmp_path / "run", plain, verbose=0))
     bare = read_part(dataset, "bare", "test")
@@ -385,14 +385,14 @@ def test_weights_of_another_architecture_are_refused(tiny_networks, lean_run, tm
 
 
 def test_that_it_trains_is_said_last_and_only_once_it_does(tiny_networks, dataset, tmp_path, monkeypatch):
-    told: list[str] = []
+    messages: list[str] = []
     with pytest.raises(InputError, match="holds no run"):
-        fit(dataset, tmp_path / "run", settings(), resume=True, say=told.append)
-    assert told == []
-    monkeypatch.setattr(fitting, "_train", lambda *_: pytest.fail(told[-1]))
+        fit(dataset, tmp_path / "run", settings(), resume=True, log=messages.append)
+    assert messages == []
+    monkeypatch.setattr(fitting, "_train", lambda *_: pytest.fail(messages[-1]))
     with pytest.raises(pytest.fail.Exception, match=r"^Training lean for .*run/curves\.png$"):
-        fit(dataset, tmp_path / "run", settings(), say=told.append)
-    assert "GPU" in told[0]
+        fit(dataset, tmp_path / "run", settings(), log=messages.append)
+    assert "GPU" in messages[0]
 
 
 @pytest.mark.parametrize("as_what", ["initial", "teacher"])
@@ -427,7 +427,9 @@ def test_a_network_learns_from_its_teachers(prepare, monkeypatch, tmp_path, data
     prepare(teachers=teachers)
     kept = ~held_out_of(dataset)
     masked, bare = (read_part(dataset, part, "train").take(kept) for part in ("masked", "bare"))
-    expected = ask(teachers, masked, bare, np.arange(len(masked)), lambda parts: np.ones(len(masked), np.int64))
+    expected = predict_soft_labels(
+        teachers, masked, bare, np.arange(len(masked)), lambda parts: np.ones(len(masked), np.int64)
+    )
     assert np.allclose(seen[0].masked, expected.masked, atol=1e-5)
     assert np.allclose(seen[0].bare, expected.bare, atol=1e-5)
     assert len(json.loads((tmp_path / "run/run.json").read_text())["teachers_sha256"]) == 1
@@ -500,10 +502,10 @@ def test_a_class_that_validation_leaves_nothing_of_is_named(tiny_networks, tmp_p
     kept = {}
 
     def one_disgust(records):
-        held = [r for r in records if r["split"] == "train" and r["class"] == "disgust"]
-        first = min(held, key=lambda r: drawn_share("validation", 0, r["pixels_sha256"]))
+        of_class = [r for r in records if r["split"] == "train" and r["class"] == "disgust"]
+        first = min(of_class, key=lambda r: drawn_share("validation", 0, r["pixels_sha256"]))
         kept["share"] = drawn_share("validation", 0, first["pixels_sha256"]) + 1e-6
-        return [r for r in records if r not in held or r is first]
+        return [r for r in records if r not in of_class or r is first]
 
     few = with_records(dataset, tmp_path / "few", one_disgust)
     with pytest.raises(InputError, match="too few pictures of Disgust"):
@@ -545,18 +547,18 @@ def test_more_devices_than_validation_pictures_are_refused(tiny_networks, monkey
 
 
 def test_an_epoch_s_figures_are_the_mean_over_its_batches(tiny_networks, monkeypatch, tmp_path, dataset):
-    told, real = [], keras.Model.train_on_batch
+    batch_logs, real = [], keras.Model.train_on_batch
 
     def train_on_batch(self, *batch, **options):
-        told.append(real(self, *batch, **options))
-        return told[-1]
+        batch_logs.append(real(self, *batch, **options))
+        return batch_logs[-1]
 
     monkeypatch.setattr(keras.Model, "train_on_batch", train_on_batch)
     fit(dataset, tmp_path / "run", settings(epochs=1, batch_size=8), verbose=0)
-    assert len(told) == 4  # of 39 or so faces
+    assert len(batch_logs) == 4  # of 39 or so faces
     row = history(tmp_path / "run")[0]
     for name in ("loss", "accuracy"):
-        of_batches = [float(logs[name]) for logs in told]
+        of_batches = [float(logs[name]) for logs in batch_logs]
         assert row[name] == pytest.approx(np.mean(of_batches), rel=1e-5)
         assert len(set(of_batches)) > 1
 
@@ -571,7 +573,7 @@ def test_a_validation_loss_that_is_no_number_is_not_kept(tiny_networks, monkeypa
 def test_of_a_run_killed_while_several_epochs_are_written_the_best_is_kept(
     tiny_networks, monkeypatch, tmp_path, dataset
 ):
-    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 3600.0)
+    monkeypatch.setattr(run_folder, "MIN_WRITE_SECONDS", 3600.0)
     real, saved = run_folder.save_network, []
 
     def stopped(model, path):
@@ -606,8 +608,8 @@ def test_the_best_network_is_of_the_history_s_best_epoch_when_epochs_that_are_do
         real(model, path)
 
     def judge(*right):
-        told = iter([{"loss": 1.0, "accuracy": share} for share in right])
-        monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: next(told))
+        results = iter([{"loss": 1.0, "accuracy": share} for share in right])
+        monkeypatch.setattr(keras.Model, "evaluate", lambda *_, **__: next(results))
 
     judge(0.5, 0.9)
     monkeypatch.setattr(run_folder, "save_network", stopped)
@@ -622,7 +624,7 @@ def test_the_best_network_is_of_the_history_s_best_epoch_when_epochs_that_are_do
 
 
 def test_fast_epochs_are_written_together(tiny_networks, monkeypatch, tmp_path, dataset):
-    monkeypatch.setattr(run_folder, "LEAST_SECONDS", 3600.0)
+    monkeypatch.setattr(run_folder, "MIN_WRITE_SECONDS", 3600.0)
     real, written = run_folder.save_network, []
     monkeypatch.setattr(run_folder, "save_network", lambda *given: written.append(given[1].stem) or real(*given))
     fit(dataset, tmp_path / "run", settings(epochs=3), verbose=0)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge.detector import HaarDetector, overlap
+from maskfer_edge.detector import HaarDetector, iou
 from maskfer_edge.errors import InputError
 from maskfer_trainer import detector_evaluation
 from maskfer_trainer.detector_evaluation import half, read_photos
@@ -24,7 +24,7 @@ def test_more_neighbours_drop_only_what_fewer_agree_on(portrait, cascade):
 def test_evened_out_contrast_shows_a_face_in_the_dark(portrait, equalisation, finds):
     detector = HaarDetector(1.1, 3, cascade=CASCADES[0], equalisation=equalisation)
     detections = detector((portrait // 12).astype(np.uint8))
-    assert any(overlap(d.box, (176, 65, 97, 97)) > 0.5 for d in detections) == finds
+    assert any(iou(d.box, (176, 65, 97, 97)) > 0.5 for d in detections) == finds
 
 
 def test_only_the_tuning_half_is_looked_at(tmp_path, portrait, monkeypatch):
@@ -64,4 +64,4 @@ def test_the_best_trial_keeps_the_limits():
     assert best_trial([*trials, faster := trial(CASCADES[2], 4, 0.4, 0.3, 19)]) == faster
     assert best_trial([present, trial(CASCADES[1], 4, None, 0.0, 1)]) == present
     with pytest.raises(InputError, match="no setting stays within"):
-        best_trial(trials, most_false_boxes=0.05)
+        best_trial(trials, max_false_boxes=0.05)

@@ -47,14 +47,14 @@ def test_a_box_gives_about_the_same_as_cropping(predictor, grey_portrait, grey_f
 
 @pytest.mark.parametrize("jitter", [-6, 6])
 def test_a_box_need_not_be_exact(predictor, grey_portrait, jitter):
-    exact, moved = (predictor(grey_portrait, (179 + d, 83 + d, 88, 88)) for d in (0, jitter))
-    assert np.linalg.norm(exact - moved, axis=1).mean() < 3
+    exact, random_affine = (predictor(grey_portrait, (179 + d, 83 + d, 88, 88)) for d in (0, jitter))
+    assert np.linalg.norm(exact - random_affine, axis=1).mean() < 3
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(31, 0), (0, 200), (777, 55)])
 def test_landmarks_move_with_the_face(predictor, grey_portrait, dx, dy):
-    moved = cv2.copyMakeBorder(grey_portrait, dy, 0, dx, 0, cv2.BORDER_REFLECT)
-    found = predictor(moved, (179 + dx, 83 + dy, 88, 88))
+    random_affine = cv2.copyMakeBorder(grey_portrait, dy, 0, dx, 0, cv2.BORDER_REFLECT)
+    found = predictor(random_affine, (179 + dx, 83 + dy, 88, 88))
     expected = np.add(predictor(grey_portrait, (179, 83, 88, 88)), (dx, dy))
     np.testing.assert_allclose(found, expected, atol=0.1)
 

@@ -189,8 +189,8 @@ def test_size_scales_the_mask(wear, size):
 
 @pytest.mark.parametrize("shift", [(0.1, 0.0), (-0.1, 0.0), (0.0, 0.1), (0.0, -0.1)])
 def test_shifts_go_right_and_down(wear, shift):
-    def middle(moved: tuple[float, float]) -> np.ndarray:
-        moments = cv2.moments(wear(even(128), shift=moved, plain=True).cover)
+    def middle(random_affine: tuple[float, float]) -> np.ndarray:
+        moments = cv2.moments(wear(even(128), shift=random_affine, plain=True).cover)
         return np.array((moments["m10"], moments["m01"])) / moments["m00"]
 
     assert middle(shift) - middle((0.0, 0.0)) == pytest.approx(UNIT * np.array(shift), abs=0.4)
@@ -459,9 +459,9 @@ def test_the_lattice_is_enlarged_without_ripples(size_wh):
 @both_fits
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_face_at_the_border_wears_what_fits(make_landmarks, move, fit, plain):
-    moved = make_landmarks() + np.float32(move) * SIDE
-    masked = put_on(noisy(), moved, SURGICAL, Wearing(colour=BLACK), fit, plain)
-    whole = put_on(even(120, 3 * SIDE), moved + SIDE, SURGICAL, Wearing(colour=BLACK), fit, plain=True)
+    random_affine = make_landmarks() + np.float32(move) * SIDE
+    masked = put_on(noisy(), random_affine, SURGICAL, Wearing(colour=BLACK), fit, plain)
+    whole = put_on(even(120, 3 * SIDE), random_affine + SIDE, SURGICAL, Wearing(colour=BLACK), fit, plain=True)
     expected = whole.cover[SIDE : 2 * SIDE, SIDE : 2 * SIDE]
     assert expected.any()
     assert overlap(masked.cover > 127, expected > 127) > 0.97

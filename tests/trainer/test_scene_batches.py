@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from maskfer_edge.errors import InputError
-from maskfer_edge.scenes import Marks
+from maskfer_edge.scenes import GroundTruth
 from maskfer_trainer import scene_batches as module
 from maskfer_trainer.detector_targets import targets
-from maskfer_trainer.scene_batches import SceneSet, batches_of, lit, make_batch, moved, read_scenes
+from maskfer_trainer.scene_batches import SceneSet, batches_of, make_batch, random_affine, random_lighting, read_scenes
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +22,14 @@ def scenes():
     faces = [[(40 + 30 * number, 50 + 15 * number, 50, 60)] for number in range(6)]
     for image, ((x, y, w, h),) in zip(images, faces, strict=True):
         image[y : y + h, x : x + w] = 220
-    return SceneSet(images, [Marks(boxes, [(5, 5, 7, 7)]) for boxes in faces])
+    return SceneSet(images, [GroundTruth(boxes, [(5, 5, 7, 7)]) for boxes in faces])
 
 
 @pytest.fixture
 def plainly(monkeypatch):
-    """Without another light and decoys."""
-    monkeypatch.setattr(module, "lit", lambda image, random: image)
-    monkeypatch.setattr(module, "DECOY_SHARE", 0.0)
+    """Without another light and distractors."""
+    monkeypatch.setattr(module, "random_lighting", lambda image, random: image)
+    monkeypatch.setattr(module, "DISTRACTOR_SHARE", 0.0)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_scenes_are_read_with_their_faces(tmp_path):
     )
     training, validation = read_scenes(tmp_path, {"scenes/00001.jpg"})
     assert (len(training), len(validation)) == (2, 1)
-    assert validation.marks == [([(190, 125, 50, 60)], [(5, 5, 7, 7)])]
+    assert validation.ground_truth == [([(190, 125, 50, 60)], [(5, 5, 7, 7)])]
     assert training.images.mean(axis=(1, 2)).tolist() == [0, 160]
 
 
@@ -86,7 +86,7 @@ def test_a_moved_scene_s_boxes_lie_on_its_faces(scenes):
     pictures = set()
     for _ in range(20):
         for number in range(len(scenes)):
-            image, faces, ignored = moved(scenes.images[number], scenes.marks[number].faces, [], random)
+            image, faces, ignored = random_affine(scenes.images[number], scenes.ground_truth[number].faces, [], random)
             pictures.add(image.tobytes())
             bright = image > 180
             if not faces:  # pushed over the edge, mostly or wholly
@@ -118,17 +118,17 @@ class Told:
 def test_a_moved_box_lies_on_its_face_to_the_pixel(scale, mirrored):
     image, face = np.full((240, 320), 60, np.uint8), (145, 110, 20, 30)
     image[110:140, 145:165] = 220
-    changed, faces, _ = moved(image, [face], [], Told(scale, (0.0, 0.0), mirrored))
+    changed, faces, _ = random_affine(image, [face], [], Told(scale, (0.0, 0.0), mirrored))
     assert faces == [cv2.boundingRect((changed > 140).astype(np.uint8))]
 
 
 def test_a_face_that_is_pushed_out_or_grows_too_small_is_not_judged():
     image, face = np.zeros((240, 320), np.uint8), (0, 100, 40, 40)
-    assert moved(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
+    assert random_affine(image, [face], [], Told(1.0, (0.0, 0.0)))[1:] == ([face], [])
     # 0.15 of 320 pixels is more than the face is wide
-    assert moved(image, [face], [], Told(1.0, (-1.0, 0.0)))[1:] == ([], [])
-    assert moved(image, [face], [], Told(1.0, (-0.5, 0.0)))[1:] == ([], [(0, 100, 16, 40)])
-    assert moved(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
+    assert random_affine(image, [face], [], Told(1.0, (-1.0, 0.0)))[1:] == ([], [])
+    assert random_affine(image, [face], [], Told(1.0, (-0.5, 0.0)))[1:] == ([], [(0, 100, 16, 40)])
+    assert random_affine(image, [(160, 120, 15, 15)], [], Told(0.8, (0.0, 0.0)))[1:] == ([], [(160, 120, 12, 12)])
 
 
 def test_batches_hold_targets_of_the_moved_faces(scenes, plainly, all_batches):
@@ -177,7 +177,7 @@ def test_processes_that_are_ended_change_nothing(scenes, tmp_path, all_batches):
 
 def test_about_a_third_of_scenes_has_half_its_light_or_less():
     image = np.full((240, 320), 120, np.uint8)
-    means = np.array([lit(image, np.random.default_rng(number)).mean() for number in range(600)])
+    means = np.array([random_lighting(image, np.random.default_rng(number)).mean() for number in range(600)])
     assert 0.2 < (means < 60).mean() < 0.45
     assert (means > 85).mean() > 0.4
     assert means.min() > 10
@@ -186,13 +186,13 @@ def test_about_a_third_of_scenes_has_half_its_light_or_less():
 def test_what_is_dark_already_stays_visible():
     image = np.tile(np.array([4, 40], np.uint8), (240, 160))
     for number in range(100):
-        seen = lit(image, np.random.default_rng(number)).astype(float)
+        seen = random_lighting(image, np.random.default_rng(number)).astype(float)
         assert seen[:, 1::2].mean() > seen[:, ::2].mean() + 4
 
 
 def test_noise_is_of_the_camera_and_not_the_same_twice():
     image = np.full((240, 320), 120, np.uint8)
-    seen = [lit(image, np.random.default_rng(number)) for number in range(60)]
+    seen = [random_lighting(image, np.random.default_rng(number)) for number in range(60)]
     deviations = [picture.std() for picture in seen]
     assert max(deviations) < 7
     assert np.mean(deviations) > 1
@@ -225,8 +225,8 @@ def test_targets_are_as_their_definition_says(scenes):
 
 def test_decoys_come_on_a_third_of_scenes(scenes, monkeypatch):
     drawn = []
-    monkeypatch.setattr(module, "draw_decoys", lambda image, boxes, count, random: drawn.append(count))
+    monkeypatch.setattr(module, "draw_distractors", lambda image, boxes, count, random: drawn.append(count))
     for number in range(100):
-        make_batch(scenes.images, scenes.marks, (0, 0, number))
+        make_batch(scenes.images, scenes.ground_truth, (0, 0, number))
     assert 0.3 < len(drawn) / 600 < 0.4
     assert set(drawn) == {1, 2, 3}

@@ -108,7 +108,7 @@ def test_a_pasted_face_lies_where_its_box_says(portraits, tmp_path, monkeypatch)
     """On an even background, what differs from it lies in and about the boxes."""
     monkeypatch.setattr(module, "_drawn_background", lambda random: np.full(SIZE_WH[::-1], 255, np.uint8))
     monkeypatch.setattr(module, "_as_photographed", lambda image, random: image)
-    monkeypatch.setattr(module._Composer, "_paste_decoy", lambda *_: None)
+    monkeypatch.setattr(module._Composer, "_paste_distractor", lambda *_: None)
     cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]
     composer = module._Composer(cutouts, [], 0)
     seen = 0
@@ -126,7 +126,7 @@ def test_a_pasted_face_lies_where_its_box_says(portraits, tmp_path, monkeypatch)
 def test_a_photographed_face_is_covered_by_a_portrait_s(portraits, photos, monkeypatch):
     """What changes lies about the face's own place, and the new box does as well."""
     monkeypatch.setattr(module, "_as_photographed", lambda image, random: image)
-    for name in ("_paste_decoy", "_paste_face"):
+    for name in ("_paste_distractor", "_paste_face"):
         monkeypatch.setattr(module._Composer, name, lambda *_: None)
     monkeypatch.setattr(module, "PHOTO_SHARE", 1.0)
     cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]

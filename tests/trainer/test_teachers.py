@@ -7,7 +7,7 @@ import pytest
 from maskfer_edge.dataset import read_part
 from maskfer_edge.errors import InputError
 from maskfer_trainer.keras_file import embed_metadata
-from maskfer_trainer.teachers import ask
+from maskfer_trainer.teachers import predict_soft_labels
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def said(path, pictures):
 
 def asked(teachers, parts, faces=None, folds=None):
     masked, bare = parts
-    return ask(
+    return predict_soft_labels(
         teachers, masked, bare, np.arange(len(masked)) if faces is None else np.array(faces),
         lambda parts: np.ones(len(masked), np.int64) if folds is None else np.array(folds),
     )  # fmt: skip
@@ -50,10 +50,10 @@ def asked(teachers, parts, faces=None, folds=None):
                                                 ({"bare_share": 0.4}, "mb")])  # fmt: skip
 def test_a_teacher_is_asked_about_faces_as_it_knows_them(teacher, parts, settings, sees):
     path, (masked, bare) = teacher(**settings), parts
-    lessons = asked([path], parts)
+    soft_labels = asked([path], parts)
     views = [said(path, part) for name, part in (("m", masked), ("b", bare)) if name in sees]
-    assert np.allclose(lessons.masked, np.mean(views, axis=0), atol=1e-5)
-    assert np.allclose(lessons.bare, said(path, bare) if "b" in sees else 0, atol=1e-5)
+    assert np.allclose(soft_labels.masked, np.mean(views, axis=0), atol=1e-5)
+    assert np.allclose(soft_labels.bare, said(path, bare) if "b" in sees else 0, atol=1e-5)
 
 
 def test_several_teachers_give_their_mean(teacher, parts):
@@ -65,11 +65,11 @@ def test_several_teachers_give_their_mean(teacher, parts):
 def test_a_teacher_speaks_only_of_faces_that_it_left_out(teacher, parts):
     first, second = (teacher(seed, bare_share=1.0, leave_out=f"{seed}/3") for seed in (1, 2))
     folds = np.array([1, 2, 3, 1, 2, 3])
-    lessons = asked([first, second], parts, folds=folds)
+    soft_labels = asked([first, second], parts, folds=folds)
     for path, part in ((first, 1), (second, 2)):
-        assert np.allclose(lessons.bare[folds == part], said(path, parts[1])[folds == part], atol=1e-5)
-    assert not lessons.bare[folds == 3].any()
-    assert not lessons.masked[folds == 3].any()
+        assert np.allclose(soft_labels.bare[folds == part], said(path, parts[1])[folds == part], atol=1e-5)
+    assert not soft_labels.bare[folds == 3].any()
+    assert not soft_labels.masked[folds == 3].any()
 
 
 def test_a_teacher_says_the_same_of_all_masks_of_a_bare_face(teacher, parts):

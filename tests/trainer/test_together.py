@@ -42,9 +42,9 @@ import sys, cv2, jax, keras, numpy as np, jax.numpy as jnp
 from jax import random
 from maskfer_edge.dataset import PictureSet
 from maskfer_trainer import augment, together
-from maskfer_trainer.fit_together import _grouped
+from maskfer_trainer.fit_together import _group_faces
 from maskfer_trainer.settings import FitSettings
-changed_alike, covered = jax.jit(together.changed_alike), jax.jit(together.covered)
+augment_views, cut_out = jax.jit(together.augment_views), jax.jit(together.cut_out)
 bare = np.random.default_rng(0).integers(60, 200, (64, 48, 48)).astype(np.float32)
 masked = bare.copy(); masked[:, 26:] = 30
 pairs, key = jnp.stack([bare, masked], axis=-1), random.key(3)
@@ -59,24 +59,24 @@ for how, teachers, more in (
     ("smoothed", [], {"label_smoothing": 0.7}),
 ):
     settings = FitSettings(**{**plain, **more})
-    made = together.Together([], teachers, together.Faces(greys, greys[:, None], np.arange(7)), settings)
-    names, given = ("shown", "targets", "weights"), jax.jit(made._show)(made._data, jnp.arange(7), key)
+    trainer = together.MultiNetworkTrainer([], teachers, together.Faces(greys, greys[:, None], np.arange(7)), settings)
+    names, given = ("shown", "targets", "weights"), jax.jit(trainer._make_batch)(trainer._data, jnp.arange(7), key)
     shows |= {f"{how}_{name}": value for name, value in zip(names, given)}
 noise = np.random.default_rng(0).integers(40, 200, (16, 48, 48)).astype(np.uint8)
 smooth = np.stack([cv2.GaussianBlur(face, (0, 0), 2.5) for face in noise])
 def alike():  # nothing is left to chance but flips; the last that is computed, as it stays so
     augment.DEGREES, augment.ENLARGED, augment.MOVED = (10, 10), (0.1, 0.1), (0.05, 0.05)
     augment.CONTRAST, augment.BRIGHTNESS, augment.BLURRED, together.NOISY = (0.2, 0.2), (10, 10), 0, 0
-    here = jax.jit(lambda faces: together.changed_alike(faces, key, 1.0))(jnp.asarray(smooth, jnp.float32)[..., None])
+    here = jax.jit(lambda faces: together.augment_views(faces, key, 1.0))(jnp.asarray(smooth, jnp.float32)[..., None])
     faces = smooth, np.ascontiguousarray(smooth[:, :, ::-1])
     there = [augment.augment(each, np.random.default_rng(1)).astype(np.float32) for each in faces]
     return {"as_here": here[..., 0], "as_there": there}
 np.savez(sys.argv[1], **shows, bare=bare,
-    flipped=changed_alike(pairs, key, 0.0),
-    changed=changed_alike(pairs, key, 1.0), again=changed_alike(pairs, key, 1.0),
-    alike=changed_alike(jnp.stack([bare, bare], axis=-1), key, 1.0),
-    covered=covered(jnp.asarray(bare), key, 0.5), uncovered=covered(jnp.asarray(bare), key, 0.0),
-    grouped=_grouped(six, six, shown).masked[..., 0, 0], **alike())
+    flipped=augment_views(pairs, key, 0.0),
+    changed=augment_views(pairs, key, 1.0), again=augment_views(pairs, key, 1.0),
+    alike=augment_views(jnp.stack([bare, bare], axis=-1), key, 1.0),
+    covered=cut_out(jnp.asarray(bare), key, 0.5), uncovered=cut_out(jnp.asarray(bare), key, 0.0),
+    grouped=_group_faces(six, six, shown).masked[..., 0, 0], **alike())
 """
 
 
@@ -162,7 +162,7 @@ def kill(said):
 def train(out, networks=("tiny:0",), **more):
     return fit_together(Path(sys.argv[1]), Path(out), networks, settings, **more)
 first = train(sys.argv[2], ["tiny:0", "tiny:1"])
-try: train(sys.argv[3], say=kill)
+try: train(sys.argv[3], log=kill)
 except Killed: print("killed")
 train(sys.argv[3], resume=True)
 taught = train(sys.argv[4], teachers=first)
@@ -204,7 +204,7 @@ def weights(path):
 
 
 def test_each_network_gets_a_run_of_its_own(runs):
-    from maskfer_trainer.keras_file import says_of_itself
+    from maskfer_trainer.keras_file import read_metadata
 
     straight = runs[0]
     for seed in (0, 1):
@@ -213,7 +213,7 @@ def test_each_network_gets_a_run_of_its_own(runs):
             rows = list(csv.DictReader(file))
         assert [row["epoch"] for row in rows] == ["1", "2"]
         assert (run / "curves.png").stat().st_size > 1000
-        said = says_of_itself(run / "model.keras")
+        said = read_metadata(run / "model.keras")
         assert (said["architecture"], said["weights_seed"], said["backend"]) == ("tiny", seed, "jax")
         assert said["validation_pictures"] > 0
         assert FitSettings(**said["settings"]).batch_size == 8

@@ -110,7 +110,7 @@ def test_build_dataset_says_what_becomes_of_duplicates(run_main, monkeypatch, tm
     report = BuildReport(30, 3, {"blank": 3}, {}, 2, 4, 1.5)
     monkeypatch.setattr("maskfer_trainer.builder.build_dataset", lambda *_: report)
     ran = run_main(main, "build-dataset", tmp_path, tmp_path / "out", *options)
-    assert f"2 test faces also stand in train, 4 more with small changes ({said})" in ran.out
+    assert f"2 test faces are duplicated in train, 4 more with small changes ({said})" in ran.out
 
 
 def test_build_dataset_says_what_it_did(run_main, make_source, tmp_path):
@@ -210,7 +210,7 @@ def test_on_ctrl_c_it_says_how_to_go_on(run_main, monkeypatch, tmp_path, command
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KERAS_BACKEND", "jax" if command[0] == "fit-together" else "tensorflow")
     monkeypatch.setattr(f"maskfer_trainer.{module}", stop)
-    monkeypatch.setattr("maskfer_trainer.cli._check_given", lambda *_: None)
+    monkeypatch.setattr("maskfer_trainer.cli._check_inputs", lambda *_, **__: None)
     ran = run_main(main, *command)
     said = [f"what is done is kept in {kept}; {how} goes on from it"] if begun else []
     assert (ran.code, ran.out, ran.err.splitlines()) == (130, "", [*said, "trainer: interrupted"])
@@ -251,7 +251,8 @@ def test_what_is_asked_for_arrives(run_main, monkeypatch, tmp_path, command, mod
 
     monkeypatch.setenv("KERAS_BACKEND", "jax" if command[0] == "fit-together" else "tensorflow")
     monkeypatch.setattr(f"maskfer_trainer.{module}", take)
-    monkeypatch.setattr("maskfer_trainer.cli._check_given", lambda *_: None)
+    monkeypatch.setattr("maskfer_trainer.cli._check_inputs", lambda *_, **__: None)
+    monkeypatch.setattr("maskfer_trainer.cli.dataset_info", lambda _: None)
     with pytest.raises(Asked):
         run_main(main, *command, *([] if command[0] == "evaluate" else ["--out", tmp_path / "run"]), *options)
 
@@ -340,7 +341,8 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
         (["masks", "--preview", "x.jpg"], "--preview x.jpg: the picture is a PNG; name it x.png"),
         (["fit", "missing", "--out", "run"], "missing is not a folder"),
         (["fit", "DATASET", "--out", "run", "--resume"], "run holds no run to go on with"),
-        (["fit", "DATASET", "--out", "."], ". is already there; give --resume"),
+        (["fit", "DATASET", "--out", "."], ". is already there; name another folder"),
+        (["fit", "DATASET", "--out", "DATASET"], "/masked is already there; name another folder"),
         (["fit", "DATASET", "--out", "run", "--teacher", "missing.keras"], "missing.keras cannot be read"),
         (
             ["fit", "DATASET", "--out", "run", "--teacher", "x.tflite"],
@@ -360,14 +362,15 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
             ["evaluate", "text.keras", "DATASET"],
             "text.keras is no whole .keras file; give a model.keras of trainer fit or a .tflite of converter quantize",
         ),
+        (["evaluate", "missing.keras", "missing"], "missing is not a folder; make a data set with: trainer build-data"),
         (
-            ["evaluate", "missing.keras", "missing", "--through-detector", "--detector", "eyes"],
+            ["evaluate", "missing.keras", "DATASET", "--through-detector", "--detector", "eyes"],
             "unknown detector 'eyes'",
         ),
-        (["evaluate", "missing.keras", "missing"], "missing.keras cannot be read"),
+        (["evaluate", "missing.keras", "DATASET"], "missing.keras cannot be read"),
         (["evaluate", "missing.keras", "missing", "--detector", "haar"], "--detector goes with --through-detector"),
         (["build-dataset", ".", "out", "--scheduler", "tcp://h:1", "--workers", "2"], "leave one out"),
-        (["evaluate", "missing.keras", "missing", "--out", "."], "already there"),
+        (["evaluate", "missing.keras", "DATASET", "--out", "."], "already there"),
     ],
 )
 def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, portrait, arguments, said):
@@ -384,9 +387,24 @@ def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, p
     assert {p.name for p in tmp_path.iterdir()} == {"text.jpg", "text.keras", "x.tflite", "sky.png"}
 
 
-def test_what_cannot_be_trained_on_is_refused_before_keras_is_loaded(run_without, tmp_path):
-    ran = run_without("keras", "trainer", "fit", "nodata", "--out", tmp_path / "run")
-    assert (ran.code, ran.err.startswith("trainer: nodata is not a folder")) == (1, True)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fit", "nodata", "--out", "OUT"], "nodata is not a folder"),
+        (["fit-detector", "nodata", "--out", "OUT"], "nodata holds no readable scenes.json"),
+        (["fit-detector", "SCENES", "--out", "SCENES"], "already there; name another folder"),
+        (["fit-detector", "SCENES", "--out", "OUT", "--initial", "no.keras"], "no.keras cannot be read"),
+        (["fit-rescorer", "no.tflite", "nodata", ".", "--out", "OUT"], "nodata holds no readable scenes.json"),
+        (["fit-rescorer", "no.tflite", "SCENES", ".", "--out", "OUT"], "no.tflite cannot be read"),
+        (["evaluate", "no.keras", "nodata"], "nodata is not a folder"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_before_keras_is_loaded(run_without, tmp_path, arguments, said):
+    (tmp_path / "scenes").mkdir()
+    (tmp_path / "scenes/scenes.json").write_text("{}")
+    places = {"SCENES": tmp_path / "scenes", "OUT": tmp_path / "run"}
+    ran = run_without("keras", "trainer", *(places.get(word, word) for word in arguments))
+    assert (ran.code, ran.err.count("\n"), said in ran.err) == (1, 1, True)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +428,7 @@ def test_wrong_usage_exits_with_2(run_main, arguments):
         ("dlib", ["masks", "--preview", "PREVIEW", "--on", "PHOTOGRAPH"]),
         ("keras", ["fit", "DATASET", "--out", "OUT"]),
         ("tensorflow", ["fit", "DATASET", "--out", "OUT"]),
-        ("sklearn", ["evaluate", "SOURCE", "OUT"]),
+        ("sklearn", ["evaluate", "SOURCE", "DATASET"]),
     ],
 )
 def test_a_missing_library_gives_one_line_with_the_remedy(

@@ -140,7 +140,7 @@ def test_an_item_that_kills_each_worker_is_reported_and_the_rest_done(task):
 
 
 def test_workers_that_always_die_are_one_error(task, monkeypatch):
-    monkeypatch.setattr(workers, "MOST_DEATHS", 2)
+    monkeypatch.setattr(workers, "MAX_DEATHS", 2)
     with pytest.raises(InputError, match=r"4 workers died.*--workers 1"):
         flat(run_here(task, batches(*[("die", 0)] * 20), 2, died))
 
@@ -170,8 +170,8 @@ def test_closing_early_ends_the_processes_at_once(task):
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_results_keep_the_order_of_their_batches(task, count):
-    given = [[("sleep", 0.2 if number % 3 == 0 else 0.01 * number)] for number in range(10)]
-    assert list(run_in_order(task, given, count)) == [[-seconds] for ((_, seconds),) in given]
+    pending = [[("sleep", 0.2 if number % 3 == 0 else 0.01 * number)] for number in range(10)]
+    assert list(run_in_order(task, pending, count)) == [[-seconds] for ((_, seconds),) in pending]
     assert not list(run_in_order(task, [], count))
     assert not multiprocessing.active_children()
 
@@ -203,7 +203,7 @@ def test_a_worker_that_dies_while_it_sends_a_result_is_replaced(task):
 
 
 def test_a_batch_that_kills_each_worker_is_one_error_in_order_too(task, monkeypatch):
-    monkeypatch.setattr(workers, "MOST_DEATHS", 2)
+    monkeypatch.setattr(workers, "MAX_DEATHS", 2)
     results = run_in_order(task, [[("do", 1)], [("die", 2)], [("do", 3)]], 2)
     assert next(results) == [-1]
     with pytest.raises(InputError, match=r"2 workers died.*--workers 1"):
@@ -345,7 +345,7 @@ def test_the_cluster_holds_few_batches_at_a_time(cluster, remote_task):
 
     with closing(run_on_cluster(remote_task, reading(), cluster.address, died)) as results:
         next(results)
-        assert len(read) <= 2 * workers.BATCHES_A_THREAD
+        assert len(read) <= 2 * workers.BATCHES_PER_THREAD
 
 
 def test_large_batches_go_to_a_cluster_without_a_warning(cluster):

@@ -13,7 +13,7 @@ from maskfer_edge.dataset import PictureSet
 from maskfer_trainer.augment import augment, cut_out, mix_up
 from maskfer_trainer.draw import drawn_share
 from maskfer_trainer.settings import FitSettings
-from maskfer_trainer.teachers import Lessons
+from maskfer_trainer.teachers import SoftLabels
 
 
 class FaceBatches:
@@ -29,24 +29,24 @@ class FaceBatches:
         bare: PictureSet | None,
         faces: npt.NDArray[np.int64],
         settings: FitSettings,
-        lessons: Lessons | None = None,
+        soft_labels: SoftLabels | None = None,
     ) -> None:
         """Take the training part.
 
         Args:
             masked: All masked pictures.
             bare: The bare picture of each, or None if none are to be shown.
-            faces: (n,) which face each picture shows, see `faces_shown`.
+            faces: (n,) which face each picture shows, see `face_ids`.
             settings: How to train.
-            lessons: What teachers say of each, or None.
+            soft_labels: The teachers' scores of each, or None.
         """
         self.masked, self.bare, self.settings = masked, bare, settings
-        told = _smoothed(np.eye(len(LABELS), dtype=np.float32)[masked.labels], settings.label_smoothing)
-        self.targets = self.bare_targets = told
-        if lessons is not None:
-            self.targets = _taught(told, lessons.masked, settings.teacher_share)
-            self.bare_targets = _taught(told, lessons.bare, settings.teacher_share)
-        self._pictures, self._first, self._counts = by_face(faces)
+        hard = _smooth_labels(np.eye(len(LABELS), dtype=np.float32)[masked.labels], settings.label_smoothing)
+        self.targets = self.bare_targets = hard
+        if soft_labels is not None:
+            self.targets = _distillation_targets(hard, soft_labels.masked, settings.teacher_share)
+            self.bare_targets = _distillation_targets(hard, soft_labels.bare, settings.teacher_share)
+        self._pictures, self._first, self._counts = group_by_face(faces)
         self.weights = class_weights(masked.labels[self._pictures[self._first]], settings.balance)[masked.labels]
         self.faces = len(self._first)
         self.start_epoch(0)
@@ -80,7 +80,7 @@ class FaceBatches:
         return mix_up(faces, targets, weights, random, settings.mixup) if settings.mixup else (faces, targets, weights)
 
 
-def faces_shown(records: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+def face_ids(records: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
     """Which face each picture shows: (n,) int64; pictures of one face have one number.
 
     Args:
@@ -90,13 +90,13 @@ def faces_shown(records: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
     return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
-def by_face(
+def group_by_face(
     faces: npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The pictures, (n,), ordered such that those of one face stand together; where each face's begin, and how many.
 
     Args:
-        faces: (n,) which face each picture shows, as `faces_shown` gives it.
+        faces: (n,) which face each picture shows, as `face_ids` gives it.
     """
     order = np.argsort(faces, kind="stable")
     _, first, counts = np.unique(faces[order], return_index=True, return_counts=True)
@@ -117,19 +117,19 @@ def validation_part(pixels: Sequence[str], share: float) -> npt.NDArray[np.bool_
     return np.array([drawn_share("validation", 0, digest) for digest in pixels]) < share
 
 
-def part_of(pixels: Sequence[str], parts: int) -> npt.NDArray[np.int64]:
-    """Which of so many parts, from 1, each training picture is in: (n,) int64, by `pixels` as of `validation_part`."""
-    return np.array([int(drawn_share("part", 0, digest) * parts) + 1 for digest in pixels], dtype=np.int64)
+def fold_of(pixels: Sequence[str], folds: int) -> npt.NDArray[np.int64]:
+    """Which of so many folds, from 1, each training picture is in: (n,) int64, by `pixels` as of `validation_part`."""
+    return np.array([int(drawn_share("part", 0, digest) * folds) + 1 for digest in pixels], dtype=np.int64)
 
 
-def _smoothed(targets: FloatArray, share: float) -> FloatArray:
+def _smooth_labels(targets: FloatArray, share: float) -> FloatArray:
     return np.asarray((1 - share) * targets + share / len(LABELS), dtype=np.float32)
 
 
-def _taught(told: FloatArray, said: FloatArray, share: float) -> FloatArray:
-    """Targets of which `share` is what teachers say, where they say anything."""
-    shares = np.where(said.any(axis=1, keepdims=True), np.float32(share), np.float32(0))
-    return np.asarray((1 - shares) * told + shares * said, dtype=np.float32)
+def _distillation_targets(hard: FloatArray, soft: FloatArray, share: float) -> FloatArray:
+    """Targets of which the soft labels make up `share`, where there are any."""
+    shares = np.where(soft.any(axis=1, keepdims=True), np.float32(share), np.float32(0))
+    return np.asarray((1 - shares) * hard + shares * soft, dtype=np.float32)
 
 
 def class_weights(labels: npt.NDArray[np.int64], power: float) -> FloatArray:

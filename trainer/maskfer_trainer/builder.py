@@ -32,7 +32,7 @@ from maskfer_trainer.workers import check_scheduler, run_here, run_on_cluster
 MANIFEST_VERSION = 2
 BATCH = 32
 # What a picture may come to on disk: a guess on the safe side for 48-pixel crops.
-BYTES_A_PICTURE = 4096
+BYTES_PER_PICTURE = 4096
 
 Progress = Callable[[int, int], None]
 
@@ -46,8 +46,8 @@ class BuildReport:
         skipped: Files left out.
         reasons: How many were left out for each reason.
         counts: ``train`` and ``test`` to masked faces by class.
-        duplicates_in_test: Test faces whose pixels also stand in train.
-        near_duplicates_in_test: Test faces that stand in train with small changes.
+        duplicates_in_test: Test faces whose pixels are in train as well.
+        near_duplicates_in_test: Test faces that are in train with small changes.
         seconds: Wall-clock time of this call.
     """
 
@@ -99,26 +99,28 @@ def build_dataset(
     with extra("trainer"):
         import imagehash  # noqa: F401
     header = {"version": MANIFEST_VERSION, "source_sha256": source.fingerprint(), **settings.as_json()}
-    partial = unfinished(out)
-    with ExitStack() as held:
-        begun = held.enter_context(_begin(partial))
+    partial = partial_path(out)
+    with ExitStack() as stack:
+        build_file = stack.enter_context(_open_build(partial))
         try:
             # another version may draw otherwise
-            done = held.enter_context(_resume(partial, begun, {**header, "maskfer": version("maskfer")}))
+            done = stack.enter_context(_resume(partial, build_file, {**header, "maskfer": version("maskfer")}))
             remaining = [photo for photo in photographs if photo.path not in done]
             batches = [remaining[i : i + BATCH] for i in range(0, len(remaining), BATCH)]
             pictures = settings.variants * (1 + settings.ground_truth) + settings.keep_bare
-            check_space(partial, BYTES_A_PICTURE * pictures * len(remaining))
+            check_space(partial, BYTES_PER_PICTURE * pictures * len(remaining))
             for part in ("masked", "bare", "truth"):
                 for split, folder in {(photo.split, CLASS_FOLDERS[photo.label]) for photo in photographs}:
                     if part == "masked" or (settings.keep_bare if part == "bare" else settings.ground_truth):
                         (partial / part / split / folder).mkdir(parents=True, exist_ok=True)
             if scheduler is not None:
-                made = _on_cluster(source, settings, partial, batches, scheduler)
+                finished = _on_cluster(source, settings, partial, batches, scheduler)
             else:
-                made = run_here(_HereTask(source, settings, partial), batches, workers or os.cpu_count() or 1, _died)
-            with closing(made):
-                for results in made:
+                finished = run_here(
+                    _HereTask(source, settings, partial), batches, workers or os.cpu_count() or 1, _died
+                )
+            with closing(finished):
+                for results in finished:
                     done.add(results)
                     if progress:
                         progress(len(done), len(photographs))
@@ -131,23 +133,23 @@ def build_dataset(
     return report
 
 
-def unfinished(out: Path) -> Path:
+def partial_path(out: Path) -> Path:
     """Where a build is kept until it is whole."""
     return Path(f"{out}.partial")
 
 
-def _begin(partial: Path) -> IO[bytes]:
+def _open_build(partial: Path) -> IO[bytes]:
     """The open build.json of a build, which keeps others off it; makes the folder if there is none."""
-    begun = partial / "build.json"
+    build_file = partial / "build.json"
     try:
-        if partial.exists() and not begun.exists():
+        if partial.exists() and not build_file.exists():
             raise OutputError(f"{partial} holds no unfinished build; remove it and start again")
         partial.mkdir(parents=True, exist_ok=True)
-        file = begun.open("a+b")
+        file = build_file.open("a+b")
     except OSError as error:
         raise OutputError(f"{partial} cannot be written: {error.strerror or error}") from error
     try:
-        lock(file, begun)
+        lock(file, build_file)
     except OutputError:
         file.close()
         raise
@@ -166,7 +168,7 @@ class _Log:
             with suppress(ValueError, TypeError, KeyError):  # damaged by a power cut: that picture is made again
                 result = json.loads(line)
                 records = () if "skipped" in result else result["records"]
-                if all(_is_there(partial, name) for name in _files_of(records)):
+                if all(_exists(partial, name) for name in _files_of(records)):
                     self._places[result["source"]] = place
             place += len(line)
             if not line.endswith(b"\n"):  # the last one, of which a part was written
@@ -198,19 +200,19 @@ class _Log:
         self._file.flush()
 
 
-def _resume(partial: Path, begun: IO[bytes], header: Record) -> _Log:
+def _resume(partial: Path, build_file: IO[bytes], header: Record) -> _Log:
     """The results of a build that was cut short; one that had nothing done gives way."""
     header_text, log = json.dumps(header, sort_keys=True).encode(), partial / "progress.jsonl"
     try:
         if not (log.exists() and log.stat().st_size):
             for part in ("masked", "bare", "truth"):
                 shutil.rmtree(partial / part, ignore_errors=True)
-            begun.truncate(0)
-            begun.write(header_text)
-            begun.flush()
+            build_file.truncate(0)
+            build_file.write(header_text)
+            build_file.flush()
             return _Log(partial)
-        begun.seek(0)
-        if begun.read() != header_text:
+        build_file.seek(0)
+        if build_file.read() != header_text:
             raise OutputError(
                 f"{partial} holds an unfinished build with other settings, or by another version of maskfer; "
                 "remove it and start again"
@@ -225,7 +227,7 @@ def _files_of(records: Iterable[Record]) -> set[str]:
     return {record[kind] for record in records for kind in ("picture", "bare", "truth") if kind in record}
 
 
-def _is_there(partial: Path, name: str) -> bool:
+def _exists(partial: Path, name: str) -> bool:
     """Whether a file was written: a power cut may leave it missing or empty though the log has it."""
     file = partial / name
     return file.is_file() and file.stat().st_size > 0
@@ -309,8 +311,8 @@ def _on_cluster(
         return _died(item[0]), {}
 
     task = _ClusterTask(settings, version("maskfer"))
-    with closing(run_on_cluster(task, read(), scheduler, died)) as made:
-        for results in made:
+    with closing(run_on_cluster(task, read(), scheduler, died)) as finished:
+        for results in finished:
             for _, files in results:
                 _write(partial, files)
             yield [record for record, _ in results]
@@ -322,7 +324,7 @@ def _write(partial: Path, files: Files) -> None:
         (partial / path).write_bytes(data)
 
 
-class _Kept:
+class _Records:
     """The records of a finished build, read from its log each time they are gone through.
 
     Each has ``in_train`` (same pixels) and ``near_train`` (small changes): the training file that it duplicates, or "".
@@ -378,10 +380,10 @@ def _finish(
             f"({'; '.join(f'{n} × {reason}' for reason, n in reasons.most_common(3))}); nothing was written"
         )
 
-    kept = _Kept(log, list(faces), found)
+    records = _Records(log, list(faces), found)
     digest = hashlib.sha256()
     with (partial / "manifest.jsonl").open("wb") as manifest:
-        for record in kept:
+        for record in records:
             line = f"{json.dumps(record)}\n".encode()
             manifest.write(line)
             digest.update(line)
@@ -402,9 +404,9 @@ def _finish(
         from maskfer_trainer.coco import coco
 
         for split in SPLITS:
-            of_split = coco(record for record in kept if record["split"] == split)
+            of_split = coco(record for record in records if record["split"] == split)
             (partial / f"coco-{split}.json").write_text(json.dumps(of_split))
-    contact_sheet(partial, kept, seed=settings.seed).save(partial / "contact-sheet.png")
+    contact_sheet(partial, records, seed=settings.seed).save(partial / "contact-sheet.png")
     (partial / "dataset.json").write_text(json.dumps(info, indent=2) + "\n")
     partial.rename(out)
     (out / "progress.jsonl").unlink()

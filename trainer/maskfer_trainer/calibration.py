@@ -30,9 +30,9 @@ def calibration_error(scores: FloatArray, labels: npt.NDArray[np.int64]) -> floa
         0 (70 % sure is right in 7 of 10 cases) to 1.
     """
     confidence = scores.max(axis=1)
-    right = scores.argmax(axis=1) == labels
+    correct = scores.argmax(axis=1) == labels
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = [abs(float((right[bins == k] - confidence[bins == k]).sum())) for k in range(BINS)]
+    gaps = [abs(float((correct[bins == k] - confidence[bins == k]).sum())) for k in range(BINS)]
     return sum(gaps) / max(1, len(labels))
 
 
@@ -40,7 +40,7 @@ def best_temperature(views: FloatArray, labels: npt.NDArray[np.int64]) -> float:
     """The temperature that makes the true classes likeliest (Guo and others, 2017, section 4.2).
 
     Args:
-        views: (views, n, classes) float32: scores of each face and, as the runtime asks about both,
+        views: (views, n, classes) float32: scores of each face and, as the runtime averages both,
             of its mirror image; the scores that count are the mean of the views.
         labels: (n,) indices of the true classes.
 

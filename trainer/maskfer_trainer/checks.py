@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, read_bytes
+from maskfer_edge.files import check_creatable, read_bytes
 
 TEACHER = "a teacher is a model.keras of trainer fit"
 
@@ -22,9 +22,10 @@ def check_run(run: Path, resume: bool) -> None:
         if not (run / "run.json").exists():
             raise InputError(f"{run} holds no run to go on with; leave out --resume to start one")
     elif run.exists():
-        raise OutputError(f"{run} is already there; give --resume to go on with it, or name another folder")
+        go_on = "give --resume to go on with it, or " if (run / "run.json").exists() else ""
+        raise OutputError(f"{run} is already there; {go_on}name another folder")
     else:
-        check_makeable(run)
+        check_creatable(run)
 
 
 def check_network(path: Path, remedy: str) -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
@@ -18,12 +18,13 @@ from maskfer_edge.command_line import make_app, print_json, print_result, run_ap
 from maskfer_edge.dataset import dataset_info
 from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import check_free, whole_file
+from maskfer_edge.files import atomic_file, check_writable, read_bytes
 from maskfer_edge.quiet import quiet_native_libraries
+from maskfer_edge.scenes import scenes_info
 from maskfer_trainer.checks import TEACHER, check_network, check_run
 
 # What Keras takes as a seed.
-MOST_SEED = 2**32 - 1
+MAX_SEED = 2**32 - 1
 
 app = make_app("Puts masks on bare faces, and trains and evaluates expression networks and face detectors.")
 
@@ -85,7 +86,7 @@ def build_dataset_command(
 ) -> None:
     """Put masks on the faces of SOURCE and write a data set for fit and evaluate."""
     with extra("trainer"):
-        from maskfer_trainer.builder import build_dataset, unfinished
+        from maskfer_trainer.builder import build_dataset, partial_path
         from maskfer_trainer.masks import KINDS
         from maskfer_trainer.picture import BuildSettings
         from maskfer_trainer.progress import progress_bar
@@ -109,7 +110,7 @@ def build_dataset_command(
         dedupe=dedupe,
         seed=seed,
     )
-    with progress_bar("Masking faces") as progress, _going_on(unfinished(out), "the same command"):
+    with progress_bar("Masking faces") as progress, _resume_hint(partial_path(out), "the same command"):
         report = build_dataset(source, out, settings, workers, progress, scheduler)
     if json_:
         print_json(report)
@@ -118,7 +119,7 @@ def build_dataset_command(
     for reason, count in report.reasons.items():
         print_result(f"  skipped {count} × {reason}")
     print_result(
-        f"  {report.duplicates_in_test} test faces also stand in train, {report.near_duplicates_in_test} more "
+        f"  {report.duplicates_in_test} test faces are duplicated in train, {report.near_duplicates_in_test} more "
         f"with small changes ({'left out' if dedupe else 'marked in the manifest; --dedupe leaves them out'})"
     )
     print_result(f"  look at {out / 'contact-sheet.png'}")
@@ -145,10 +146,10 @@ def masks_command(
         raise InputError("--on needs --preview FILE.png, the picture to make")
     kinds = [*KINDS.values(), *(load_template(path) for path in templates or ())]
     if preview is not None:
-        check_free(preview, overwrite)
+        check_writable(preview, overwrite)
         _check_png("--preview", preview)
         sheet = preview_sheet(kinds, on)
-        with whole_file(preview, overwrite) as partial:
+        with atomic_file(preview, overwrite) as partial:
             sheet.save(partial, "PNG")
     width = max(len(kind.name) for kind in kinds)
     for kind in kinds:
@@ -237,15 +238,15 @@ def fit_command(
     ] = False,
 ) -> None:
     """Train a network on DATASET; watch curves.png in the run folder, use model.keras when it is done."""
-    given = dict(locals())
+    options = dict(locals())
     _check_backend()
-    _check_given(dataset, out, resume, teachers, initial)
+    _check_inputs(dataset_info, dataset, out, resume, teachers=teachers or (), initial=initial)
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fitting import fit
         from maskfer_trainer.settings import FitSettings, fit_settings
 
-    settings = fit_settings(config, {field.name: given[field.name] for field in fields(FitSettings)})
-    with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
+    settings = fit_settings(config, {field.name: options[field.name] for field in fields(FitSettings)})
+    with redirect_stdout(sys.stderr), _resume_hint(out, "--resume"):  # where Keras says how far it is
         model = fit(
             dataset,
             out,
@@ -254,7 +255,7 @@ def fit_command(
             teachers=teachers or (),
             resume=resume,
             distribute=distribute,
-            say=say,
+            log=say,
             verbose=1 if sys.stderr.isatty() else 2,
         )
     print_result(str(model))
@@ -280,17 +281,17 @@ def fit_together_command(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted runs in --out.")] = False,
 ) -> None:
     """Train several networks side by side on one GPU, many times faster than fit (needs KERAS_BACKEND=jax)."""
-    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    options = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
     _check_backend()
     if os.environ.get("KERAS_BACKEND") != "jax":
         raise InputError("fit-together trains by JAX; install jax and run it with KERAS_BACKEND=jax")
-    _check_given(dataset, out, resume, teachers)
+    _check_inputs(dataset_info, dataset, out, resume, teachers=teachers or ())
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fit_together import fit_together
         from maskfer_trainer.settings import fit_settings
-    settings = fit_settings(config, given)
-    with _going_on(out, "--resume"):
-        models = fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, say=say)
+    settings = fit_settings(config, options)
+    with _resume_hint(out, "--resume"):
+        models = fit_together(dataset, out, networks, settings, teachers=teachers or (), resume=resume, log=say)
     for model in models:
         print_result(str(model))
 
@@ -304,7 +305,7 @@ def build_scenes_command(
         typer.Option(help="Folder of photographs with boxes.csv, as backgrounds; only the tuning half is used."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 6000,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of all random choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random choices.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -313,15 +314,15 @@ def build_scenes_command(
         from maskfer_trainer.progress import progress_bar
         from maskfer_trainer.scenes import SceneSettings, build_scenes
 
-    with _ended_in_order(), progress_bar("Making scenes") as progress:
-        said = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress, say)
+    with _exit_on_sigterm(), progress_bar("Making scenes") as progress:
+        info = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress, say)
     if json_:
-        print_json(said)
+        print_json(info)
         return
-    faces = ", ".join(f"{number} {label}" for label, number in said["faces"].items())
-    made_of = f"{said['portraits']} portraits, {said['photos']} photographs"
-    print_result(f"{out}: {said['count']} scenes of {made_of}: {faces}")
-    if not said["validation_apart"]:
+    faces = ", ".join(f"{number} {label}" for label, number in info["faces"].items())
+    made_of = f"{info['portraits']} portraits, {info['photos']} photographs"
+    print_result(f"{out}: {info['count']} scenes of {made_of}: {faces}")
+    if not info["validation_apart"]:
         say(f"{out} has too few portraits or photographs to keep some for validation alone: figures on it are too good")
 
 
@@ -330,7 +331,7 @@ def fit_detector_command(
     scenes: Annotated[Path, typer.Argument(metavar="SCENES", help="Scenes made by build-scenes.")],
     out: Annotated[Path, typer.Option(help="Run folder to create.")],
     epochs: Annotated[int, typer.Option(help="Passes over the scenes.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Seed of weights, order and augmentation.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of weights, order and augmentation.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Scenes per step.")] = 32,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     workers: Annotated[int, typer.Option(min=0, help="Processes that make batches; 0: all cores but one.")] = 0,
@@ -339,11 +340,12 @@ def fit_detector_command(
 ) -> None:
     """Train a face detector on SCENES; watch curves.png in the run folder."""
     _check_backend()
+    _check_inputs(scenes_info, scenes, out, resume, initial=initial)
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fit_detector import DetectorSettings, fit_detector
     settings = DetectorSettings(epochs, seed, batch_size, learning_rate)
-    with _going_on(out, "--resume"):
-        model = fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, say=say)
+    with _resume_hint(out, "--resume"):
+        model = fit_detector(scenes, out, settings, initial=initial, resume=resume, workers=workers, log=say)
     print_result(str(model))
 
 
@@ -358,20 +360,19 @@ def fit_rescorer_command(
     out: Annotated[Path, typer.Option(help="Run folder to create.")],
     draws: Annotated[int, typer.Option(help="Random crops of each photograph.")] = 60,
     epochs: Annotated[int, typer.Option(help="Epochs, each of 240 batches of 256 boxes.")] = 14,
-    seed: Annotated[
-        int, typer.Option(min=0, max=MOST_SEED, help="Seed of crops, weights, order and augmentation.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of crops, weights, order and augmentation.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted run in --out.")] = False,
 ) -> None:
     """Train the second stage of a detector: a small network that scores again what DETECTOR finds."""
     _check_backend()
+    _check_inputs(scenes_info, scenes, out, resume, files=(detector, photos / "boxes.csv"))
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
     settings = RescorerSettings(draws, epochs, seed=seed, learning_rate=learning_rate)
-    with redirect_stdout(sys.stderr), _going_on(out, "--resume"):  # where Keras says how far it is
+    with redirect_stdout(sys.stderr), _resume_hint(out, "--resume"):  # where Keras says how far it is
         verbose = 1 if sys.stderr.isatty() else 2
-        model = fit_rescorer(detector, scenes, photos, out, settings, resume=resume, verbose=verbose, say=say)
+        model = fit_rescorer(detector, scenes, photos, out, settings, resume=resume, verbose=verbose, log=say)
     print_result(str(model))
 
 
@@ -403,7 +404,7 @@ def evaluate_detector_command(
     if half not in ("all", "tuning", "testing"):
         raise InputError(f"--half takes all, tuning or testing; received {half!r}")
     if out is not None:
-        check_free(out, overwrite)
+        check_writable(out, overwrite)
         _check_png("--out", out)
     with quiet_native_libraries():
         if detector in DETECTORS:
@@ -459,6 +460,7 @@ def evaluate_command(
         raise InputError("--detector goes with --through-detector; give both, or neither")
     if model.suffix == ".keras":
         _check_backend()
+    dataset_info(dataset)
     with extra("trainer"), quiet_native_libraries():
         from maskfer_trainer.evaluation import as_text, evaluate
         from maskfer_trainer.progress import progress_bar
@@ -483,16 +485,26 @@ def _check_png(option: str, path: Path) -> None:
         raise InputError(f"{option} {path}: the picture is a PNG; name it {path.with_suffix('.png')}")
 
 
-def _check_given(
-    dataset: Path, out: Path, resume: bool, teachers: list[Path] | None, initial: Path | None = None
+def _check_inputs(
+    read_info: Callable[[Path], object],
+    data: Path,
+    out: Path,
+    resume: bool,
+    *,
+    teachers: Sequence[Path] = (),
+    initial: Path | None = None,
+    files: Sequence[Path] = (),
 ) -> None:
-    """Refuse what a training is given before Keras is loaded."""
-    dataset_info(dataset)
+    """Refuse what a training is given before Keras is loaded; `read_info` raises InputError if `data` is none."""
+    read_info(data)
     check_run(out, resume)
-    for teacher in teachers or ():
+    for teacher in teachers:
         check_network(teacher, TEACHER)
     if initial is not None:
-        check_network(initial, "start from a model.keras of trainer fit")
+        kind = "fit" if read_info is dataset_info else "fit-detector"
+        check_network(initial, f"start from a model.keras of trainer {kind}")
+    for path in files:
+        read_bytes(path)
 
 
 def _check_backend() -> None:
@@ -504,7 +516,7 @@ def _check_backend() -> None:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def _exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does, so that no temporary folder stays."""
 
     def end(number: int, frame: object) -> None:
@@ -518,7 +530,7 @@ def _ended_in_order() -> Iterator[None]:
 
 
 @contextmanager
-def _going_on(kept: Path, how: str) -> Iterator[None]:
+def _resume_hint(kept: Path, how: str) -> Iterator[None]:
     """On Ctrl-C say where the work so far is, if there is any, and how it goes on."""
     try:
         yield

@@ -25,13 +25,13 @@ from maskfer_trainer.rendering import put_on
 from maskfer_trainer.variety import draw_wearing
 
 TILE_PX = 96
-PAIRS_A_ROW = 7
+PAIRS_PER_ROW = 7
 NAME_PX = 110
 GAP_PX = 6
 
 
 def contact_sheet(dataset: Path, records: Iterable[dict[str, Any]], seed: int) -> Image.Image:
-    """Draw `PAIRS_A_ROW` random pairs of each class.
+    """Draw `PAIRS_PER_ROW` random pairs of each class.
 
     Args:
         dataset: Folder that the records' paths start from.
@@ -40,14 +40,14 @@ def contact_sheet(dataset: Path, records: Iterable[dict[str, Any]], seed: int) -
     """
     random = np.random.default_rng(drawn_number("contact sheet", seed, ""))
     counts = Counter(record["class"] for record in records)
-    chosen = {folder: random.permutation(counts[folder])[:PAIRS_A_ROW].tolist() for folder in CLASS_FOLDERS}
+    chosen = {folder: random.permutation(counts[folder])[:PAIRS_PER_ROW].tolist() for folder in CLASS_FOLDERS}
     shown, passed = {}, Counter[str]()
     for record in records:
         folder = record["class"]
         if passed[folder] in chosen[folder]:
             shown[folder, passed[folder]] = record
         passed[folder] += 1
-    width = NAME_PX + PAIRS_A_ROW * (2 * TILE_PX + GAP_PX)
+    width = NAME_PX + PAIRS_PER_ROW * (2 * TILE_PX + GAP_PX)
     sheet = Image.new("RGB", (width, len(LABELS) * (TILE_PX + GAP_PX)), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(18)

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from maskfer_edge.files import whole_file
+from maskfer_edge.files import atomic_file
 
 
 def draw_curves(history: list[dict[str, float]], path: Path) -> None:
@@ -28,5 +28,5 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    with whole_file(path, overwrite=True) as partial:
+    with atomic_file(path, overwrite=True) as partial:
         figure.savefig(partial, dpi=100)

@@ -14,14 +14,14 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2, extra
-from maskfer_edge.files import whole_file
+from maskfer_edge.files import atomic_file
 from maskfer_trainer.faces import FaceFinder
 from maskfer_trainer.masks import KINDS
 from maskfer_trainer.rendering import Wearing, put_on
 
 SIZE_WH = (480, 360)
 FPS = 15
-FRAMES_A_MASK = 54
+FRAMES_PER_MASK = 54
 ENLARGED = 2
 # Those that the Haar cascade sees as well, which is blind to dark masks.
 WORN = (("surgical", Wearing(top=0.55)), ("kn95", Wearing((40.0, 0.03, 0.7), top=0.55)))
@@ -45,8 +45,8 @@ def make_frames() -> list[UInt8Array]:
     frames: list[UInt8Array] = []
     for kind, wearing in WORN:
         masked = put_on(bare, landmarks, KINDS[kind], wearing).image
-        for _ in range(FRAMES_A_MASK):
-            turn = 2 * math.pi * len(frames) / (FRAMES_A_MASK * len(WORN))
+        for _ in range(FRAMES_PER_MASK):
+            turn = 2 * math.pi * len(frames) / (FRAMES_PER_MASK * len(WORN))
             zoom = 0.80 + 0.08 * math.sin(2 * turn)
             matrix = cv2.getRotationMatrix2D((float(centre_x), float(centre_y)), 3 * math.sin(3 * turn), zoom)
             matrix[0, 2] += SIZE_WH[0] / 2 - centre_x + 60 + 30 * math.sin(turn)
@@ -58,7 +58,7 @@ def make_frames() -> list[UInt8Array]:
 
 def main() -> None:
     """Write the clip to the path given on the command line, replacing what is there."""
-    with whole_file(Path(sys.argv[1]), overwrite=True) as partial:
+    with atomic_file(Path(sys.argv[1]), overwrite=True) as partial:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"mp4v"), FPS, SIZE_WH)
         for frame in make_frames():
             writer.write(frame)

@@ -19,7 +19,7 @@ from maskfer_edge.decoding import read_picture
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Detection, Detector
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes, whole_file
+from maskfer_edge.files import atomic_file, read_bytes
 
 COLUMNS = ("xmin", "ymin", "xmax", "ymax")
 # A mask below the nose hides most of what a whole one does.
@@ -294,14 +294,14 @@ def search(detectors: Sequence[Detector], photos: Sequence[Photo], progress: Pro
                 start = time.perf_counter()
                 detections = detector(image)
                 milliseconds = 1000 * (time.perf_counter() - start)
-                of_detector.append(_as_found(detections, image.shape[1::-1], milliseconds))
+                of_detector.append(_to_found(detections, image.shape[1::-1], milliseconds))
             progress(done, len(photos))
     finally:
         cv2.setNumThreads(threads)
     return found
 
 
-def _as_found(detections: Sequence[Detection], size_wh: tuple[int, ...], milliseconds: float) -> Found:
+def _to_found(detections: Sequence[Detection], size_wh: tuple[int, ...], milliseconds: float) -> Found:
     boxes = np.array([d.box for d in detections], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return Found(
@@ -336,7 +336,7 @@ def figures_of(
         milliseconds_median=round(float(np.median(times)), 3),
         milliseconds_p95=round(float(np.percentile(times, 95)), 3),
         sizes=tuple(
-            _sizefigures_of(least, sides >= least, masked, is_found, matches, scores, len(photos)) for least in least_px
+            _size_figures(least, sides >= least, masked, is_found, matches, scores, len(photos)) for least in least_px
         ),
         bins=tuple(
             BinFigures(
@@ -384,7 +384,7 @@ def _overlaps(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
     return overlaps
 
 
-def _sizefigures_of(
+def _size_figures(
     least_px: int,
     counted: BoolArray,
     masked: BoolArray,
@@ -405,8 +405,10 @@ def _sizefigures_of(
         pictures: How many there are.
     """
     kinds = (counted & masked, counted & ~masked)
-    right = [(matches >= 0) & of[matches] for of in kinds]
-    curve, average_precision = _curve(scores, right[0], right[1], matches < 0, [int(k.sum()) for k in kinds], pictures)
+    correct = [(matches >= 0) & of[matches] for of in kinds]
+    curve, average_precision = _curve(
+        scores, correct[0], correct[1], matches < 0, [int(k.sum()) for k in kinds], pictures
+    )
     return SizeFigures(
         least_px=least_px,
         masked=int(kinds[0].sum()),
@@ -420,8 +422,8 @@ def _sizefigures_of(
 
 def _curve(
     scores: FloatArray,
-    right_masked: BoolArray,
-    right_bare: BoolArray,
+    correct_masked: BoolArray,
+    correct_bare: BoolArray,
     false: BoolArray,
     faces: Sequence[int],
     pictures: int,
@@ -432,8 +434,8 @@ def _curve(
 
     Args:
         scores: (m,) of the detections, in any order.
-        right_masked: (m,) which find a masked face.
-        right_bare: (m,) which find a bare one.
+        correct_masked: (m,) which find a masked face.
+        correct_bare: (m,) which find a bare one.
         false: (m,) which find none.
         faces: How many are masked, and how many bare.
         pictures: How many there are.
@@ -441,12 +443,12 @@ def _curve(
     if not sum(faces):
         return (), None
     order = np.argsort(-scores, kind="stable")
-    order = order[(right_masked | right_bare | false)[order]]
+    order = order[(correct_masked | correct_bare | false)[order]]
     # Detections of one score come and go together, whatever their order.
     last = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    n_masked, n_bare, n_false = (which[order].cumsum()[last] for which in (right_masked, right_bare, false))
-    n_right = n_masked + n_bare
-    precision, recall = n_right / np.maximum(n_right + n_false, 1), n_right / sum(faces)
+    n_masked, n_bare, n_false = (which[order].cumsum()[last] for which in (correct_masked, correct_bare, false))
+    n_correct = n_masked + n_bare
+    precision, recall = n_correct / np.maximum(n_correct + n_false, 1), n_correct / sum(faces)
     best = np.maximum.accumulate(precision[::-1])[::-1]
     points = tuple(
         CurvePoint(
@@ -486,7 +488,7 @@ def draw_curve(evaluation: DetectorEvaluation, path: Path, overwrite: bool = Fal
     axes.grid(alpha=0.3)
     if evaluation.sizes:
         axes.legend(loc="lower left")
-    with whole_file(path, overwrite) as partial:
+    with atomic_file(path, overwrite) as partial:
         figure.savefig(partial, dpi=100)
 
 

@@ -1,4 +1,4 @@
-"""The face detector: a centre-point network, its loss and what its maps mean, and the network of its second look.
+"""The face detector: a centre-point network, its loss, what its maps mean, and the network of its second stage.
 
 After CenterNet (Zhou, Wang and Krähenbühl, "Objects as Points", 2019); the network is an own design. Plain Keras 3.
 """
@@ -43,9 +43,9 @@ def build_detector() -> Model:
 
 
 def build_rescorer() -> Model:
-    """The detector's second look: 4 million multiply-accumulates (own design).
+    """The detector's second stage: 4 million multiply-accumulates (own design).
 
-    Input: (48, 48, 1) float grey pixels, 0 to 255, see `rescorer.surroundings`. Output: (1,), the probability that
+    Input: (48, 48, 1) float grey pixels, 0 to 255, see `rescorer.context_crop`. Output: (1,), the probability that
     they show a face.
     """
     inputs = Input((SIDE, SIDE, 1), name="grey")
@@ -82,11 +82,11 @@ def _add_above(x: Any, above: Any, filters: int) -> Any:
     return layers.Add()([x, larger])
 
 
-def loss(wanted: Any, heat: Any, boxes: Any) -> Any:
+def loss(targets: Any, heat: Any, boxes: Any) -> Any:
     """Penalty-reduced focal loss of the heat (CenterNet, equation 1), and absolute differences of the boxes.
 
     Args:
-        wanted: (n, 30, 40, 7) as `detector_targets.targets` gives it.
+        targets: (n, 30, 40, 7) as `detector_targets.targets` gives it.
         heat: (n, 30, 40, 1) probabilities.
         boxes: (n, 30, 40, 4).
 
@@ -94,12 +94,12 @@ def loss(wanted: Any, heat: Any, boxes: Any) -> Any:
         One number: the mean over the faces of the batch.
     """
     p = ops.clip(heat[..., 0], 1e-4, 1 - 1e-4)
-    hot, judged, centre = wanted[..., 0], wanted[..., 1], wanted[..., 2]
+    heat_target, valid, centre = targets[..., 0], targets[..., 1], targets[..., 2]
     faces = ops.maximum(ops.sum(centre), 1.0)
-    right = centre * ops.square(1 - p) * ops.log(p)
-    wrong = (1 - centre) * judged * ops.power(1 - hot, 4) * ops.square(p) * ops.log(1 - p)
-    apart = ops.sum(ops.abs(boxes - wanted[..., 3:]), axis=-1) * centre
-    return (ops.sum(apart) * BOX_WEIGHT - ops.sum(right) - ops.sum(wrong)) / faces
+    positive = centre * ops.square(1 - p) * ops.log(p)
+    negative = (1 - centre) * valid * ops.power(1 - heat_target, 4) * ops.square(p) * ops.log(1 - p)
+    box_loss = ops.sum(ops.abs(boxes - targets[..., 3:]), axis=-1) * centre
+    return (ops.sum(box_loss) * BOX_WEIGHT - ops.sum(positive) - ops.sum(negative)) / faces
 
 
 class DetectorLoss(keras.losses.Loss):  # type: ignore[misc]
@@ -110,7 +110,7 @@ class DetectorLoss(keras.losses.Loss):  # type: ignore[misc]
         return loss(y_true, y_pred[..., :1], y_pred[..., 1:])
 
 
-def joined(detector: Model) -> Model:
+def concatenate_outputs(detector: Model) -> Model:
     """The same network, its two maps as one (n, 30, 40, 5), for training."""
     maps = detector.output
     return Model(detector.input, layers.Concatenate()([maps["heat"], maps["boxes"]]), name=detector.name)

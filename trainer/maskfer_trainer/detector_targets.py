@@ -13,7 +13,7 @@ from maskfer_edge.detector import Box
 # Of a scene, and of what the network sees.
 SIZE_WH = (320, 240)
 # Faces whose larger side is smaller are not judged.
-SMALLEST = 14.0
+MIN_FACE_PX = 14.0
 STRIDE = 8
 MAP_WH = (SIZE_WH[0] // STRIDE, SIZE_WH[1] // STRIDE)
 # A cell's heat falls off from a face's centre as a normal curve of this share of the face's side.
@@ -32,10 +32,10 @@ def targets(faces: Sequence[Box], ignored: Sequence[Box]) -> FloatArray:
         numbers of `detector_network.build_detector`'s boxes.
     """
     width, height = MAP_WH
-    found = np.zeros((height, width, 7), dtype=np.float32)
-    found[..., 1] = 1
+    maps = np.zeros((height, width, 7), dtype=np.float32)
+    maps[..., 1] = 1
     for x, y, w, h in ignored:
-        found[_cells_near(y, h), _cells_near(x, w), 1] = 0
+        maps[_cells_near(y, h), _cells_near(x, w), 1] = 0
     heat = np.zeros((height, width))
     # the smallest last: where two centres share a cell, it is the one that is easier to miss
     for x, y, w, h in sorted(faces, key=lambda box: -box[2] * box[3]):
@@ -43,11 +43,11 @@ def targets(faces: Sequence[Box], ignored: Sequence[Box]) -> FloatArray:
         column, row = min(width - 1, int(centre_x)), min(height - 1, int(centre_y))
         # the normal curve of two variables is the product of one of each
         np.maximum(heat, np.outer(_normal(row, height, h), _normal(column, width, w)), out=heat)
-        found[row, column, 1:] = (
+        maps[row, column, 1:] = (
             1, 1, centre_x - column - 0.5, centre_y - row - 0.5, math.log(w / STRIDE), math.log(h / STRIDE),
         )  # fmt: skip
-    found[..., 0] = heat
-    return found
+    maps[..., 0] = heat
+    return maps
 
 
 def _cells_near(start: int, side: int) -> slice:

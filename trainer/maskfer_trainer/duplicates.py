@@ -1,4 +1,4 @@
-"""Finds the test pictures that also stand in train, pixel for pixel or nearly."""
+"""Finds the test pictures that are duplicated in train, pixel for pixel or nearly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HASH_BITS = HASH_SIDE**2
 HIGH_FREQUENCY_FACTOR = 3
 # Chosen by eye on pairs within FER2013's train alone: of 1,985 pairs up to this distance about 5 show two photographs;
 # beyond 64 the false pairs about double with every step. Each hash is half ones, so distances are even.
-LARGEST_DISTANCE = 60
+MAX_DISTANCE = 60
 
 # How many pictures of train and of test are compared at a time: 64 MB of distances.
 TRAIN_BLOCK, TEST_BLOCK = 8192, 2048
@@ -30,12 +30,12 @@ Hashes = tuple[str, str]
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A test picture that also stands in train.
+    """A test picture that is duplicated in train.
 
     Attributes:
         test: Its name.
         train: Name of the training picture that is nearest to it; of several, the first by name.
-        distance: Bits in which their perceptual hashes differ, 0 to `LARGEST_DISTANCE`.
+        distance: Bits in which their perceptual hashes differ, 0 to `MAX_DISTANCE`.
         exact: Whether the two have the same pixels.
     """
 
@@ -67,10 +67,10 @@ def perceptual_hash(grey: UInt8Array) -> str:
 
 
 def find_duplicates(train: Mapping[str, Hashes], test: Mapping[str, Hashes]) -> dict[str, Duplicate]:
-    """Find the test pictures that also stand in train.
+    """Find the test pictures that are duplicated in train.
 
     Found are pictures with the same pixels, and those whose perceptual hashes differ in at most
-    `LARGEST_DISTANCE` of 256 bits: other encodings, brightnesses and watermarks, and crops that are one pixel
+    `MAX_DISTANCE` of 256 bits: other encodings, brightnesses and watermarks, and crops that are one pixel
     of 48 apart along one axis. Of crops one pixel apart along both axes it finds half, of crops two pixels apart
     hardly any, and no mirrored pictures. So what it finds is a lower bound: in a cut of FER2013's train it finds
     about half of the pictures whose photograph is there in another crop.
@@ -94,7 +94,7 @@ def find_duplicates(train: Mapping[str, Hashes], test: Mapping[str, Hashes]) -> 
         same = first_by_pixels.get(test[name][0])
         if same is not None:
             found[name] = Duplicate(name, same, 0, exact=True)
-        elif distance <= LARGEST_DISTANCE:
+        elif distance <= MAX_DISTANCE:
             found[name] = Duplicate(name, train_names[index], distance, exact=False)
     return found
 

@@ -16,7 +16,7 @@ from maskfer_edge.dataset import PARTS, PictureSet, read_pictures, record_name, 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import check_makeable, folder_beside, whole_file, write_whole
+from maskfer_edge.files import atomic_file, check_creatable, folder_beside, write_atomically
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.checks import check_network
@@ -52,10 +52,10 @@ class PartFigures:
 
     Attributes:
         accuracy: Share of pictures given their own label.
-        accuracy_without_duplicates: The same without pictures whose pixels also stand in train; None if all do.
+        accuracy_without_duplicates: The same without pictures whose pixels are in train as well; None if all do.
         accuracy_without_near: Without those, and without pictures that are nearly the same as one in train.
         pictures: How many there are.
-        duplicates: How many of them also stand in train.
+        duplicates: How many of them are in train as well.
         near: How many more nearly do.
         calibration_error: Expected calibration error, see `calibration.calibration_error`.
         confusion: 7 rows (true label) of 7 counts (given label).
@@ -79,7 +79,7 @@ class Evaluation:
 
     Attributes:
         model: Its path.
-        mirror: Whether the mirror images were asked about as well.
+        mirror: Whether the mirror images were scored as well.
         dataset: Path of the data set.
         parts: ``masked`` and ``bare`` to their figures.
         kinds: Kind of mask to the share of its faces that are right, and how many there are.
@@ -111,7 +111,7 @@ def evaluate(
         model: The network.
         dataset: Made by ``trainer build-dataset``.
         out: Folder to make, whole or not at all, for evaluation.json and the confusion matrices as pictures.
-        mirror: Whether the mirror image is asked about as well, as the runtime does unless told otherwise.
+        mirror: Whether the mirror image is scored as well, as the runtime does unless told otherwise.
         detector: Name of a detector of the runtime through which to see the faces as well; "" for none.
         progress: Takes how many faces the detector has seen, and of how many.
 
@@ -122,7 +122,7 @@ def evaluate(
     if out is not None:
         if out.exists():
             raise OutputError(f"{out} is already there; name another folder")
-        check_makeable(out)
+        check_creatable(out)
     finder = open_detector(detector) if detector else None
     with quiet_native_libraries():
         predict, margins = open_model(model, mirror=mirror)
@@ -132,14 +132,14 @@ def evaluate(
     in_train, near_train = ({record_name(r) for r in records if r[key]} for key in ("in_train", "near_train"))
     pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     scores = {part: predict(of_part.images) for part, of_part in pictures.items()}
-    right = scores["masked"].argmax(axis=1) == pictures["masked"].labels
+    correct = scores["masked"].argmax(axis=1) == pictures["masked"].labels
     kinds = np.array([record["mask"]["kind"] for record in records])
     evaluation = Evaluation(
         str(model),
         mirror,
         str(dataset),
         {part: part_figures(pictures[part], scores[part], in_train, near_train) for part in PARTS},
-        {str(k): (round(float(right[kinds == k].mean()), 4), int((kinds == k).sum())) for k in np.unique(kinds)},
+        {str(k): (round(float(correct[kinds == k].mean()), 4), int((kinds == k).sum())) for k in np.unique(kinds)},
         {part: through_detector(pictures[part], predict, finder, margins[detector], progress) for part in PARTS}
         if finder
         else {},
@@ -151,7 +151,7 @@ def evaluate(
             with folder_beside(out) as folder:
                 made = folder / out.name
                 made.mkdir()
-                write_whole(made / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+                write_atomically(made / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
                 for part, figures in evaluation.parts.items():
                     draw_confusion(figures, f"{model.name} on {part} test faces", made / f"confusion-{part}.png")
                 made.rename(out)
@@ -189,22 +189,22 @@ def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str], n
 
     Args:
         pictures: Of the part.
-        scores: (n, 7) what the network says of each.
-        in_train: Names of pictures that also stand in train.
+        scores: (n, 7) of the network.
+        in_train: Names of pictures that are in train as well.
         near_train: Names of others that nearly do.
     """
-    given = scores.argmax(axis=1)
-    right = given == pictures.labels
-    fresh = np.array([name not in in_train for name in pictures.names])
-    new = np.array([name not in near_train for name in pictures.names]) & fresh
+    predicted = scores.argmax(axis=1)
+    correct = predicted == pictures.labels
+    not_duplicated = np.array([name not in in_train for name in pictures.names])
+    not_near = np.array([name not in near_train for name in pictures.names]) & not_duplicated
     indices = list(range(len(LABELS)))
-    confusion = confusion_matrix(pictures.labels, given, labels=indices)
+    confusion = confusion_matrix(pictures.labels, predicted, labels=indices)
     precision, recall, f1, support = precision_recall_fscore_support(
-        pictures.labels, given, labels=indices, zero_division=0
+        pictures.labels, predicted, labels=indices, zero_division=0
     )
     classes = {
         label: ClassFigures(
-            accuracy=round(float(((given == k) == (pictures.labels == k)).mean()), 4),
+            accuracy=round(float(((predicted == k) == (pictures.labels == k)).mean()), 4),
             precision=round(float(precision[k]), 4),
             recall=round(float(recall[k]), 4),
             f1=round(float(f1[k]), 4),
@@ -213,12 +213,12 @@ def part_figures(pictures: PictureSet, scores: FloatArray, in_train: set[str], n
         for k, label in enumerate(LABELS)
     }
     return PartFigures(
-        accuracy=round(float(right.mean()), 4),
-        accuracy_without_duplicates=round(float(right[fresh].mean()), 4) if fresh.any() else None,
-        accuracy_without_near=round(float(right[new].mean()), 4) if new.any() else None,
+        accuracy=round(float(correct.mean()), 4),
+        accuracy_without_duplicates=round(float(correct[not_duplicated].mean()), 4) if not_duplicated.any() else None,
+        accuracy_without_near=round(float(correct[not_near].mean()), 4) if not_near.any() else None,
         pictures=len(pictures),
-        duplicates=int((~fresh).sum()),
-        near=int((fresh & ~new).sum()),
+        duplicates=int((~not_duplicated).sum()),
+        near=int((not_duplicated & ~not_near).sum()),
         calibration_error=round(calibration_error(scores, pictures.labels), 4),
         confusion=confusion.tolist(),
         classes=classes,
@@ -235,7 +235,7 @@ def draw_confusion(figures: PartFigures, title: str, path: Path) -> None:
     display.plot(ax=axes, cmap="Blues", values_format=".0%", colorbar=False, im_kw={"vmin": 0, "vmax": 1})
     axes.set(xlabel="given", ylabel="true", title=f"{title}\n{figures.accuracy:.1%} of {figures.pictures} right")
     axes.tick_params(axis="x", rotation=45)
-    with whole_file(path) as partial:
+    with atomic_file(path) as partial:
         figure.savefig(partial, dpi=110)
 
 
@@ -243,13 +243,7 @@ def as_text(evaluation: Evaluation) -> str:
     """The figures as tables for a terminal: a class table with masked and bare side by side, then the matrices."""
     parts = evaluation.parts
     lines = [f"{evaluation.model} on {evaluation.dataset}", ""]
-    lines += [
-        f"{part:8} {figures.accuracy:6.1%} of {figures.pictures} right; "
-        f"{_percent(figures.accuracy_without_duplicates)} without {figures.duplicates} that also stand in train, "
-        f"{_percent(figures.accuracy_without_near)} without {figures.near} more that nearly do; "
-        f"expected calibration error {figures.calibration_error:.1%}"
-        for part, figures in parts.items()
-    ]
+    lines += [f"{part:8} {_accuracies(figures)}" for part, figures in parts.items()]
     names = ("accuracy", "precision", "recall", "f1")
     lines += ["", f"{'':10}" + "".join(f"| {part:^42}" for part in parts)]
     lines += [f"{'':10}" + "".join("| " + "".join(f"{name:>10}" for name in names) + "  " for _ in parts)]
@@ -273,6 +267,21 @@ def as_text(evaluation: Evaluation) -> str:
         for label, row in zip(LABELS, figures.confusion, strict=True):
             lines.append(f"{label:10}" + "".join(f"{count:9d}" for count in row))
     return "\n".join(lines)
+
+
+def _accuracies(figures: PartFigures) -> str:
+    """The accuracy of a part, with and without its duplicates, as far as there are any."""
+    clauses = [f"{figures.accuracy:6.1%} of {figures.pictures} right"]
+    if figures.duplicates:
+        clauses.append(
+            f"{_percent(figures.accuracy_without_duplicates)} without duplicates of train ({figures.duplicates})"
+        )
+    if figures.near:
+        also = "also " if figures.duplicates else ""
+        clauses.append(
+            f"{_percent(figures.accuracy_without_near)} {also}without near-duplicates of train ({figures.near})"
+        )
+    return "; ".join([*clauses, f"expected calibration error {figures.calibration_error:.1%}"])
 
 
 def _percent(share: float | None) -> str:

@@ -16,13 +16,13 @@ from maskfer_trainer.placement import check_plausible, unit_length
 PROTOCOLS = ("all", "detected")
 FACES = ("largest", "all")
 # A picture whose grey levels vary less than this (standard deviation) shows no face.
-LEAST_CONTRAST = 3.0
-SMALLEST_SIDE = 24
+MIN_CONTRAST = 3.0
+MIN_SIDE_PX = 24
 # dlib's detector was trained on faces of 80 pixels; smaller pictures are enlarged for it, up to three
 # times, and larger ones reduced.
-DETECTOR_SMALLEST, DETECTOR_LARGEST = 300, 2560
+DETECTOR_MIN_SIDE_PX, DETECTOR_MAX_SIDE_PX = 300, 2560
 # Below it dlib takes cloth and leaves for faces.
-LEAST_SCORE = 0.1
+MIN_SCORE = 0.1
 # FER2013's crops: medians over its training part, in face units.
 FRAME_SIDE, FRAME_UP = 2.4, 0.23
 
@@ -72,9 +72,9 @@ class FaceFinder:
             InputError: If there is none, or the landmarks of all of them are implausible.
         """
         height, width = grey.shape
-        if min(grey.shape) < SMALLEST_SIDE:
-            raise InputError(f"too small: under {SMALLEST_SIDE} pixels")
-        if float(grey.std()) < LEAST_CONTRAST:
+        if min(grey.shape) < MIN_SIDE_PX:
+            raise InputError(f"too small: under {MIN_SIDE_PX} pixels")
+        if float(grey.std()) < MIN_CONTRAST:
             raise InputError("blank: no contrast")
         if self.protocol == "all":
             landmarks = self._predictor(grey)
@@ -96,13 +96,13 @@ class FaceFinder:
         return found if self.faces == "all" else found[:1]
 
     def _detect(self, grey: UInt8Array) -> list[tuple[tuple[float, float, float, float], float]]:
-        scale = min(3.0, max(1.0, DETECTOR_SMALLEST / min(grey.shape)), DETECTOR_LARGEST / max(grey.shape))
+        scale = min(3.0, max(1.0, DETECTOR_MIN_SIDE_PX / min(grey.shape)), DETECTOR_MAX_SIDE_PX / max(grey.shape))
         sized = grey
         if scale != 1:
             how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
             sized = np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=how), dtype=np.uint8)
         with self._one_at_a_time:
-            boxes, scores, _ = self._detector.run(sized, 0, LEAST_SCORE)
+            boxes, scores, _ = self._detector.run(sized, 0, MIN_SCORE)
         return [
             ((b.left() / scale, b.top() / scale, b.width() / scale, b.height() / scale), round(float(score), 3))
             for b, score in zip(boxes, scores, strict=True)

@@ -15,9 +15,9 @@ from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.detector import Detection
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_edge.learned_detector import LEAST_SHARE, decode
+from maskfer_edge.learned_detector import MIN_FACE_SHARE, decode
 from maskfer_edge.scenes import f1_by_threshold, scenes_info
-from maskfer_trainer.detector_network import DetectorLoss, build_detector, joined
+from maskfer_trainer.detector_network import DetectorLoss, build_detector, concatenate_outputs
 from maskfer_trainer.detector_targets import SIZE_WH, STRIDE, targets
 from maskfer_trainer.devices import describe
 from maskfer_trainer.keras_file import embed_metadata, take_weights
@@ -25,11 +25,11 @@ from maskfer_trainer.run_folder import (
     LAST,
     History,
     RunFolder,
-    begun,
     best_of,
     best_path,
     load_averaged,
     load_last,
+    open_run,
     weights_of,
 )
 from maskfer_trainer.scene_batches import SceneSet, batches_of, read_scenes
@@ -74,7 +74,7 @@ def fit_detector(
     initial: Path | None = None,
     resume: bool = False,
     workers: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Train the detector.
 
@@ -88,7 +88,7 @@ def fit_detector(
         initial: A detector's `.keras` whose weights to start from. Give the same one to `resume`.
         resume: Go on with the run that `run` holds.
         workers: Processes that make batches; 0: one less than there are cores. What is learned does not depend on it.
-        say: Takes what a person at the terminal should know.
+        log: Takes messages for the terminal.
 
     Returns:
         The path of model.keras.
@@ -97,17 +97,17 @@ def fit_detector(
         InputError: If the scenes or `initial` cannot be used, or `resume` does not fit what `run` holds.
         OutputError: If `run` is there already and `resume` is not given.
     """
-    said = scenes_info(scenes)
-    made_of = {key: value for key, value in said.items() if key != "validation"}
+    info = scenes_info(scenes)
+    made_of = {key: value for key, value in info.items() if key != "validation"}
     config = {"settings": asdict(settings), "kind": "detector", "scenes": made_of}
     if initial is not None:
         config["initial_sha256"] = hashlib.sha256(read_bytes(initial)).hexdigest()
-    with begun(run, config, resume) as make_folder:
-        say(describe())
+    with open_run(run, config, resume) as create_folder:
+        log(describe())
         keras.utils.set_random_seed(settings.seed)
-        training, validation = read_scenes(scenes, set(said.get("validation", ())))
-        apart = "" if said.get("validation_apart") else ", of the same faces and photographs: its figures are too good"
-        say(f"{len(training)} scenes to train on; {len(validation)} to validate{apart}")
+        training, validation = read_scenes(scenes, set(info.get("validation", ())))
+        apart = "" if info.get("validation_apart") else ", of the same faces and photographs: its figures are too good"
+        log(f"{len(training)} scenes to train on; {len(validation)} to validate{apart}")
         steps = len(training) // settings.batch_size
         if not steps or not len(validation):
             raise InputError(f"{scenes} holds too few scenes for a batch of {settings.batch_size} and for validation")
@@ -118,17 +118,17 @@ def fit_detector(
             detector = build_detector()
             if initial is not None:
                 take_weights(detector, initial)
-            model = joined(detector)
+            model = concatenate_outputs(detector)
             schedule = keras.optimizers.schedules.CosineDecay(
                 0.0, (settings.epochs - settings.epochs * WARM_UP) * steps, alpha=0.01,
                 warmup_target=settings.learning_rate, warmup_steps=max(1, int(settings.epochs * WARM_UP * steps)),
             )  # fmt: skip
             optimizer = keras.optimizers.AdamW(schedule, weight_decay=1e-3, clipnorm=10.0)
             model.compile(optimizer=optimizer, loss=DetectorLoss())
-        make_folder()
+        create_folder()
         folder = RunFolder(run, history, settings.epochs)
         folder.set_model(model)
-        wanted, epochs = _targets_of(validation), range(len(history), settings.epochs)
+        validation_targets, epochs = _stacked_targets(validation), range(len(history), settings.epochs)
         with batches_of(training, settings.batch_size, settings.seed, epochs, run / "checkpoints", workers) as batches:
             averaged = load_averaged(run, model, len(history)) if history else weights_of(model)
             for epoch in epochs:
@@ -139,18 +139,19 @@ def fit_detector(
                     if step % AVERAGED_EVERY == 0 or step == steps:
                         done = epoch * steps + step
                         # at first the mean is of few steps, not of the first weights
-                        kept = min(AVERAGE, (done + 1) / (done + 10)) ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
+                        decay = min(AVERAGE, (done + 1) / (done + 10)) ** (step % AVERAGED_EVERY or AVERAGED_EVERY)
                         averaged = [
-                            kept * old + (1 - kept) * new for old, new in zip(averaged, weights_of(model), strict=True)
+                            decay * old + (1 - decay) * new
+                            for old, new in zip(averaged, weights_of(model), strict=True)
                         ]
                 folder.trained = weights_of(model)
                 model.set_weights(averaged)  # these are judged and kept
                 maps = predict_maps(model, validation.images)
                 f1, threshold = best_threshold(maps, validation)
-                val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(wanted, maps)))
+                val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(validation_targets, maps)))
                 logs = {"loss": float(np.mean(losses)), "val_loss": val_loss, "val_accuracy": f1}
-                told = f"loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}"
-                say(f"epoch {epoch + 1}/{settings.epochs}: {told}")
+                summary = f"loss {logs['loss']:.3f}, validation {val_loss:.3f}, F1 {f1:.3f}"
+                log(f"epoch {epoch + 1}/{settings.epochs}: {summary}")
                 folder.on_epoch_end(epoch, {**logs, "threshold": threshold})
                 model.set_weights(folder.trained)
         row = best_of(history)
@@ -164,12 +165,12 @@ def fit_detector(
         return run / "model.keras"
 
 
-def _targets_of(scenes: SceneSet) -> FloatArray:
-    return np.stack([targets(faces, ignored) for faces, ignored in scenes.marks])
+def _stacked_targets(scenes: SceneSet) -> FloatArray:
+    return np.stack([targets(faces, ignored) for faces, ignored in scenes.ground_truth])
 
 
 def predict_maps(model: keras.Model, images: UInt8Array) -> FloatArray:
-    """(n, 30, 40, 5) maps of (n, 240, 320) uint8 scenes by a network that `joined` made."""
+    """(n, 30, 40, 5) maps of (n, 240, 320) uint8 scenes by a network that `concatenate_outputs` made."""
     parts = [
         model.predict_on_batch(images[start : start + 64, ..., None].astype(np.float32))
         for start in range(0, len(images), 64)
@@ -181,7 +182,7 @@ def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
     """The best F1 over the faces of the scenes, and the threshold at which it is had; faces count as the edge's do."""
 
     def found(of_scene: FloatArray) -> list[Detection]:
-        boxes, scores = decode(of_scene[..., 0], of_scene[..., 1:], STRIDE, THRESHOLDS[0], LEAST_SHARE * SIZE_WH[1])
+        boxes, scores = decode(of_scene[..., 0], of_scene[..., 1:], STRIDE, THRESHOLDS[0], MIN_FACE_SHARE * SIZE_WH[1])
         return [
             Detection((left, top, width, height), score)
             for (left, top, width, height), score in zip(
@@ -189,6 +190,6 @@ def best_threshold(maps: FloatArray, scenes: SceneSet) -> tuple[float, float]:
             )
         ]
 
-    f1 = f1_by_threshold(map(found, maps), scenes.marks, SIZE_WH[1], THRESHOLDS)
+    f1 = f1_by_threshold(map(found, maps), scenes.ground_truth, SIZE_WH[1], THRESHOLDS)
     best = int(f1.argmax())
     return float(f1[best]), THRESHOLDS[best]

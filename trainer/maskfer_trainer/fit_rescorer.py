@@ -1,4 +1,4 @@
-"""Training of the detector's second look on what the detector finds, in a run folder that can be resumed."""
+"""Training of the detector's second stage on what the detector finds, in a run folder that can be resumed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.model_file import load_detector_model
 from maskfer_edge.scenes import IGNORED, scenes_info
 from maskfer_trainer.augment import augment
-from maskfer_trainer.candidates import LEAST_SCORE, Candidates, Marked, find_candidates
+from maskfer_trainer.candidates import MIN_SCORE, Candidates, LabelledImage, find_candidates
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.devices import describe
 from maskfer_trainer.keras_file import embed_metadata
-from maskfer_trainer.run_folder import LAST, History, RunFolder, begun, load_last, seed_dropout
-from maskfer_trainer.scene_batches import SceneSet, lit, read_scenes
+from maskfer_trainer.run_folder import LAST, History, RunFolder, load_last, open_run, seed_dropout
+from maskfer_trainer.scene_batches import SceneSet, random_lighting, read_scenes
 from maskfer_trainer.scenes import held_out, photo_part
 
 # Share of faces in a batch; without it, two in ten of the candidates are.
@@ -69,9 +69,9 @@ def fit_rescorer(
     *,
     resume: bool = False,
     verbose: int = 0,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """Train the network that looks again at what a detector finds.
+    """Train the network that scores again what a detector finds.
 
     The model that is kept is the one after the last epoch, when the learning rate has come down.
 
@@ -84,7 +84,7 @@ def fit_rescorer(
         settings: How to train.
         resume: Go on with the run that `run` holds.
         verbose: As Keras' `fit` takes it.
-        say: Takes what a person at the terminal should know.
+        log: Takes messages for the terminal.
 
     Returns:
         The path of model.keras.
@@ -93,16 +93,16 @@ def fit_rescorer(
         InputError: If detector, scenes or photographs cannot be used, or `resume` does not fit what `run` holds.
         OutputError: If `run` is there already and `resume` is not given.
     """
-    said = scenes_info(scenes)
+    info = scenes_info(scenes)
     config = {
         "settings": asdict(settings),
         "kind": "rescorer",
-        "scenes": {key: value for key, value in said.items() if key != "validation"},
+        "scenes": {key: value for key, value in info.items() if key != "validation"},
         "detector_sha256": hashlib.sha256(read_bytes(detector)).hexdigest(),
         "photos_sha256": hashlib.sha256(read_bytes(photos / "boxes.csv")).hexdigest(),
     }
-    with begun(run, config, resume) as make_folder:
-        say(describe())
+    with open_run(run, config, resume) as create_folder:
+        log(describe())
         keras.utils.set_random_seed(settings.seed)
         history = History()
         if (run / LAST).exists():
@@ -116,8 +116,8 @@ def fit_rescorer(
             optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.02)
             network.compile(optimizer, keras.losses.BinaryCrossentropy(label_smoothing=0.02), metrics=["accuracy"])
         if len(history) < settings.epochs:
-            training, validation = _candidates(detector, scenes, said, photos, settings, say)
-            make_folder()
+            training, validation = _candidates(detector, scenes, info, photos, settings, log)
+            create_folder()
             dropout = keras.callbacks.LambdaCallback(
                 on_epoch_begin=lambda epoch, logs: seed_dropout(network, settings.seed, epoch)
             )
@@ -130,9 +130,9 @@ def fit_rescorer(
                 verbose=verbose,
                 shuffle=False,  # of the batches' numbers, which a run that is gone on with would draw anew
             )
-        right = history[-1]["val_accuracy"]
-        say(f"right on {right:.3f} of the validation candidates")
-        metadata = {**config, "architecture": network.name, "validation_accuracy": round(right, 4)}
+        accuracy = history[-1]["val_accuracy"]
+        log(f"right on {accuracy:.3f} of the validation candidates")
+        metadata = {**config, "architecture": network.name, "validation_accuracy": round(accuracy, 4)}
         plain = run / "checkpoints" / "rescorer.keras"
         keras.models.load_model(run / LAST, compile=False).save(plain)  # without the optimizer's variables
         embed_metadata(plain, run / "model.keras", metadata)
@@ -142,22 +142,22 @@ def fit_rescorer(
 def _candidates(
     detector: Path,
     scenes: Path,
-    said: dict[str, Any],
+    info: dict[str, Any],
     photos: Path,
     settings: RescorerSettings,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[Candidates, Candidates]:
     """Those to train on, and those to validate."""
-    finder = LearnedDetector(replace(load_detector_model(detector), rescorer=b""), score_threshold=LEAST_SCORE)
-    of_training, of_validation = read_scenes(scenes, set(said.get("validation", ())))
-    validation = find_candidates(finder, _marked(of_validation))
+    finder = LearnedDetector(replace(load_detector_model(detector), rescorer=b""), score_threshold=MIN_SCORE)
+    of_training, of_validation = read_scenes(scenes, set(info.get("validation", ())))
+    validation = find_candidates(finder, _labelled(of_validation))
     photographs = tuning_half(read_photos(photos))
-    if said.get("validation_apart"):  # then some photographs are shown in validation scenes only
+    if info.get("validation_apart"):  # then some photographs are shown in validation scenes only
         photographs = [photo for photo in photographs if not held_out("photograph", photo.path.name)]
-    parts = [find_candidates(finder, pictures) for pictures in (_marked(of_training), _parts(photographs, settings))]
+    parts = [find_candidates(finder, pictures) for pictures in (_labelled(of_training), _parts(photographs, settings))]
     training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     for candidates, what in ((training, "to train on"), (validation, "to validate")):
-        say(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
+        log(f"{len(candidates.faces)} candidates {what}, {int(candidates.faces.sum())} of them faces")
         if not 0 < candidates.faces.sum() < len(candidates.faces):
             raise InputError(f"{detector} finds no faces, or nothing but faces, {what} in {scenes}; make more scenes")
     return training, validation
@@ -169,9 +169,9 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __init__(self, candidates: Candidates, settings: RescorerSettings, epoch: int) -> None:
         super().__init__()
         self._candidates, self._settings, self._epoch = candidates, settings, epoch
-        self._faces, self._others = np.flatnonzero(candidates.faces), np.flatnonzero(~candidates.faces)
-        chances = np.sqrt(candidates.scores[self._others].astype(float))
-        self._chances = chances / chances.sum()
+        self._faces, self._background = np.flatnonzero(candidates.faces), np.flatnonzero(~candidates.faces)
+        probabilities = np.sqrt(candidates.scores[self._background].astype(float))
+        self._probabilities = probabilities / probabilities.sum()
 
     def __len__(self) -> int:
         return self._settings.steps
@@ -181,10 +181,10 @@ class _Batches(keras.utils.PyDataset):  # type: ignore[misc]
         size = self._settings.batch_size
         faces = round(FACES * size)
         chosen = np.concatenate(
-            [random.choice(self._faces, faces), random.choice(self._others, size - faces, p=self._chances)]
+            [random.choice(self._faces, faces), random.choice(self._background, size - faces, p=self._probabilities)]
         )
-        wanted = self._candidates.faces[chosen].astype(np.float32)[:, None]
-        return _pixels(augment(self._candidates.crops[chosen], random)), wanted
+        targets = self._candidates.faces[chosen].astype(np.float32)[:, None]
+        return _pixels(augment(self._candidates.crops[chosen], random)), targets
 
     def on_epoch_end(self) -> None:
         """Keras calls this after each epoch."""
@@ -195,11 +195,11 @@ def _pixels(crops: Any) -> Any:
     return crops[..., None].astype(np.float32)
 
 
-def _marked(scenes: SceneSet) -> Iterator[Marked]:
-    yield from ((image, *marks) for image, marks in zip(scenes.images, scenes.marks, strict=True))
+def _labelled(scenes: SceneSet) -> Iterator[LabelledImage]:
+    yield from ((image, *ground_truth) for image, ground_truth in zip(scenes.images, scenes.ground_truth, strict=True))
 
 
-def _parts(photographs: list[Photo], settings: RescorerSettings) -> Iterator[Marked]:
+def _parts(photographs: list[Photo], settings: RescorerSettings) -> Iterator[LabelledImage]:
     """Parts of photographs, at several scales and in other light."""
     for number, photo in enumerate(photographs):
         grey = read_grey(photo.path)
@@ -207,4 +207,4 @@ def _parts(photographs: list[Photo], settings: RescorerSettings) -> Iterator[Mar
         for _ in range(settings.draws):
             part = photo_part(grey, photo, random)
             faces = [box for label, box in part.faces if label != IGNORED]
-            yield lit(part.image, random), faces, [box for label, box in part.faces if label == IGNORED]
+            yield random_lighting(part.image, random), faces, [box for label, box in part.faces if label == IGNORED]

@@ -23,16 +23,16 @@ import numpy.typing as npt
 from maskfer_edge.contract import LABELS
 from maskfer_edge.dataset import PictureSet, dataset_info
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import read_bytes, whole_file
-from maskfer_trainer.batches import by_face
+from maskfer_edge.files import atomic_file, read_bytes
+from maskfer_trainer.batches import group_by_face
 from maskfer_trainer.curves import draw_curves
 from maskfer_trainer.devices import describe
 from maskfer_trainer.fitting import read_parts, write_calibrated
-from maskfer_trainer.keras_file import check_validation_share, says_of_itself, take_weights
+from maskfer_trainer.keras_file import check_validation_share, read_metadata, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
-from maskfer_trainer.run_folder import LEAST_SECONDS, History, begun, read_from, write_history
+from maskfer_trainer.run_folder import MIN_WRITE_SECONDS, History, open_run, reading_run, write_history
 from maskfer_trainer.settings import FitSettings
-from maskfer_trainer.together import LARGE, Faces, Together, in_half_precision
+from maskfer_trainer.together import LARGE, Faces, MultiNetworkTrainer, build_mixed_precision
 
 
 def fit_together(
@@ -43,7 +43,7 @@ def fit_together(
     *,
     teachers: Sequence[Path] = (),
     resume: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Train networks.
 
@@ -52,9 +52,9 @@ def fit_together(
         out: Folder to make.
         networks: Each an architecture and the seed of its weights, such as ``lean:0``.
         settings: How to train all of them, ``paper`` too, without `arch`; `seed` is of order and changes.
-        teachers: `.keras` files that know masked and bare faces, see `together.Together`.
+        teachers: `.keras` files that know masked and bare faces, see `together.MultiNetworkTrainer`.
         resume: Go on with what `out` holds.
-        say: Takes what a person at the terminal should know.
+        log: Takes messages for the terminal.
 
     Returns:
         The path of each network's model.keras.
@@ -74,29 +74,31 @@ def fit_together(
     }
     if settings.arch != FitSettings.arch:  # whose other settings may have been chosen for it alone
         raise InputError(f"the settings are of architecture {settings.arch}; leave it out, each network names its own")
-    parsed = [_parsed(name) for name in networks]
+    parsed = [_parse_network(name) for name in networks]
     if not parsed or len(set(parsed)) < len(parsed):
         raise InputError(f"give each network once, such as lean:0; received {', '.join(networks) or 'none'}")
     check_validation_share(teachers, settings.validation_share)
-    with begun(out, config, resume) as make_folder:
-        say(describe())
-        made = [_made(*of_network) for of_network in parsed]
-        teaching = [_teacher(path) for path in teachers]
+    with open_run(out, config, resume) as create_folder:
+        log(describe())
+        built = [_build(*of_network) for of_network in parsed]
+        teacher_networks = [_load_teacher(path) for path in teachers]
         masked, bare, faces, _, validation = read_parts(dataset, settings, need_bare=True)
         assert bare is not None
-        together = Together(made, teaching, _grouped(masked, bare, faces), settings)
-        say(f"{together.count} faces to train on; {len(validation)} pictures to validate")
-        make_folder()
+        trainer = MultiNetworkTrainer(built, teacher_networks, _group_faces(masked, bare, faces), settings)
+        log(f"{trainer.count} faces to train on; {len(validation)} pictures to validate")
+        create_folder()
         folders = [out / name.replace(":", "-") for name in networks]
         for folder in folders:
             folder.mkdir(exist_ok=True)
         state = out / "checkpoints" / "state.npz"
-        histories = _resumed(together, out, state) if state.exists() else [History() for _ in networks]
+        histories = _restore(trainer, out, state) if state.exists() else [History() for _ in networks]
         written = -math.inf
         for epoch in range(len(histories[0]), settings.epochs):
-            told = together.epoch(epoch, settings.epochs)
-            judged = _judged(together, validation)
-            for name, history, of_training, of_validation in zip(networks, histories, told, judged, strict=True):
+            train_metrics = trainer.train_epoch(epoch, settings.epochs)
+            val_metrics = _validate(trainer, validation)
+            for name, history, of_training, of_validation in zip(
+                networks, histories, train_metrics, val_metrics, strict=True
+            ):
                 if not math.isfinite(of_training["loss"] + of_validation["val_loss"]):
                     kept = "what was written before is kept" if state.exists() else "nothing was written"
                     raise InputError(
@@ -104,14 +106,16 @@ def fit_together(
                         "train again with a lower --learning-rate, into another folder"
                     )
                 history.append({"epoch": epoch + 1, **of_training, **of_validation})
-            if time.monotonic() >= written + LEAST_SECONDS or epoch + 1 == settings.epochs:
-                _write(together, histories, folders, state)
+            if time.monotonic() >= written + MIN_WRITE_SECONDS or epoch + 1 == settings.epochs:
+                _write(trainer, histories, folders, state)
                 written = time.monotonic()
-                right = ", ".join(f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True))
-                say(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {right}")
-        together.take_averaged()
+                accuracies = ", ".join(
+                    f"{n} {h[-1]['val_accuracy']:.3f}" for n, h in zip(networks, histories, strict=True)
+                )
+                log(f"epoch {epoch + 1}/{settings.epochs}: right on validation faces: {accuracies}")
+        trainer.assign_averaged_weights()
         counts = np.bincount(masked.labels, minlength=len(LABELS))
-        for (architecture, seed), network, history, folder in zip(parsed, made, histories, folders, strict=True):
+        for (architecture, seed), network, history, folder in zip(parsed, built, histories, folders, strict=True):
             plain = ARCHITECTURES[architecture]()  # in full precision
             plain.set_weights(network.get_weights())
             metadata = {
@@ -122,7 +126,7 @@ def fit_together(
         return [folder / "model.keras" for folder in folders]
 
 
-def _parsed(name: str) -> tuple[str, int]:
+def _parse_network(name: str) -> tuple[str, int]:
     architecture, _, seed = name.partition(":")
     if architecture not in ARCHITECTURES or not seed.isdecimal() or int(seed) >= 2**32:
         raise InputError(
@@ -131,50 +135,50 @@ def _parsed(name: str) -> tuple[str, int]:
     return architecture, int(seed)
 
 
-def _made(architecture: str, seed: int) -> keras.Model:
+def _build(architecture: str, seed: int) -> keras.Model:
     keras.utils.set_random_seed(seed)
-    return in_half_precision(architecture) if architecture in LARGE else ARCHITECTURES[architecture]()
+    return build_mixed_precision(architecture) if architecture in LARGE else ARCHITECTURES[architecture]()
 
 
-def _teacher(path: Path) -> keras.Model:
-    said = says_of_itself(path)
-    settings = said.get("settings", {})
-    if said.get("architecture") not in ARCHITECTURES or not 0 < settings.get("bare_share", 0) < 1:
+def _load_teacher(path: Path) -> keras.Model:
+    metadata = read_metadata(path)
+    settings = metadata.get("settings", {})
+    if metadata.get("architecture") not in ARCHITECTURES or not 0 < settings.get("bare_share", 0) < 1:
         raise InputError(f"{path} cannot teach here: it must be a network of trainer fit, of masked and bare faces")
     if settings.get("leave_out"):
         raise InputError(f"{path} cannot teach here: it may speak of a part of the faces only (leave_out)")
-    teacher = _made(said["architecture"], seed=0)
+    teacher = _build(metadata["architecture"], seed=0)
     take_weights(teacher, path)
     return teacher
 
 
-def _grouped(masked: PictureSet, bare: PictureSet, faces: npt.NDArray[np.int64]) -> Faces:
+def _group_faces(masked: PictureSet, bare: PictureSet, faces: npt.NDArray[np.int64]) -> Faces:
     """The pictures by face; of a face that has fewer masks than others, some come again."""
-    order, first, counts = by_face(faces)
+    order, first, counts = group_by_face(faces)
     pictures = order[first[:, None] + np.arange(counts.max()) % counts[:, None]]
     return Faces(bare.images[pictures[:, 0]], masked.images[pictures], masked.labels[pictures[:, 0]])
 
 
-def _judged(together: Together, validation: PictureSet) -> list[dict[str, float]]:
+def _validate(trainer: MultiNetworkTrainer, validation: PictureSet) -> list[dict[str, float]]:
     rows = []
-    for scores in together.scores(validation.images):
+    for scores in trainer.scores(validation.images):
         likely = np.maximum(scores[np.arange(len(validation)), validation.labels], 1e-7)
-        right = scores.argmax(axis=1) == validation.labels
-        rows.append({"val_loss": float(-np.log(likely).mean()), "val_accuracy": float(right.mean())})
+        correct = scores.argmax(axis=1) == validation.labels
+        rows.append({"val_loss": float(-np.log(likely).mean()), "val_accuracy": float(correct.mean())})
     return rows
 
 
-def _write(together: Together, histories: list[History], folders: list[Path], state: Path) -> None:
+def _write(trainer: MultiNetworkTrainer, histories: list[History], folders: list[Path], state: Path) -> None:
     for history, folder in zip(histories, folders, strict=True):
         write_history(folder / "history.csv", history)
         draw_curves(history, folder / "curves.png")
     # resuming starts from it, histories included, so it is whole or not there
-    with whole_file(state, overwrite=True) as partial, partial.open("wb") as file:
-        np.savez(file, *together.state(), histories=np.array(json.dumps(histories)))
+    with atomic_file(state, overwrite=True) as partial, partial.open("wb") as file:
+        np.savez(file, *trainer.state(), histories=np.array(json.dumps(histories)))
 
 
-def _resumed(together: Together, out: Path, state: Path) -> list[History]:
-    with read_from(out), np.load(state) as kept:
+def _restore(trainer: MultiNetworkTrainer, out: Path, state: Path) -> list[History]:
+    with reading_run(out), np.load(state) as kept:
         histories: list[History] = json.loads(str(kept["histories"]))
-        together.take_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
+        trainer.load_state([kept[f"arr_{number}"] for number in range(len(kept.files) - 1)])
     return histories

@@ -19,30 +19,30 @@ from maskfer_edge.contract import LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet, dataset_info, read_pictures, split_records
 from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
-from maskfer_trainer.ahead import made_ahead
-from maskfer_trainer.batches import FaceBatches, faces_shown, part_of, validation_part
+from maskfer_trainer.batches import FaceBatches, face_ids, fold_of, validation_part
 from maskfer_trainer.calibration import best_temperature, calibration_error, fold_lift, fold_temperature, lift
 from maskfer_trainer.devices import describe, spread, spread_over
 from maskfer_trainer.keras_file import check_validation_share, embed_metadata, predict_views, take_weights
 from maskfer_trainer.networks import ARCHITECTURES
+from maskfer_trainer.prefetch import prefetch
 from maskfer_trainer.run_folder import (
     LAST,
     History,
     RunFolder,
-    begun,
     best_of,
     best_path,
     load_last,
-    read_from,
+    open_run,
+    reading_run,
     seed_dropout,
 )
-from maskfer_trainer.settings import FitSettings, left_out
-from maskfer_trainer.teachers import ask
+from maskfer_trainer.settings import FitSettings, parse_fold
+from maskfer_trainer.teachers import predict_soft_labels
 
 # Of the old weights in the running mean, a step.
 AVERAGE = 0.998
 
-AHEAD = 4  # batches that are made before they are needed
+PREFETCHED_BATCHES = 4  # batches that are made before they are needed
 
 
 def fit(
@@ -54,7 +54,7 @@ def fit(
     teachers: Sequence[Path] = (),
     resume: bool = False,
     distribute: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
     verbose: int = 2,
 ) -> Path:
     """Train a network.
@@ -70,10 +70,10 @@ def fit(
         initial: A `.keras` of the same architecture whose weights to start from; trained with at least the same
             validation share, as it would have seen the validation part.
         teachers: `.keras` files whose scores of the training faces count for `FitSettings.teacher_share`
-            of the target, see `teachers.ask`. The same care with the validation part.
+            of the target, see `teachers.predict_soft_labels`. The same care with the validation part.
         resume: Go on with the run that `run` holds.
         distribute: Split each batch over all devices.
-        say: Takes what a person at the terminal should know.
+        log: Takes messages for the terminal.
         verbose: Keras' own: 0 silent, 1 bar, 2 a line an epoch.
 
     Returns:
@@ -91,14 +91,14 @@ def fit(
     if teachers:
         config["teachers_sha256"] = [hashlib.sha256(read_bytes(teacher)).hexdigest() for teacher in teachers]
     check_validation_share([*([initial] if initial else []), *teachers], settings.validation_share)
-    with begun(run, config, resume) as make_folder:
+    with open_run(run, config, resume) as create_folder:
         if resume and (run / "model.keras").exists():
             return run / "model.keras"
         devices = spread_over(settings.batch_size) if distribute else []
-        say(describe())
+        log(describe())
         keras.utils.set_random_seed(settings.seed)
-        batches, validation = _batches(dataset, settings, teachers, say)
-        say(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
+        batches, validation = _batches(dataset, settings, teachers, log)
+        log(f"{batches.faces} faces to train on; {len(validation)} pictures to validate")
         if devices:
             if len(validation) < len(devices):
                 raise InputError(
@@ -106,7 +106,7 @@ def fit(
                     "raise validation_share"
                 )
             spread(devices)  # not before the teachers were asked: their last batch need not split evenly
-            say(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
+            log(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
             # what is judged must split evenly too
             validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
@@ -118,8 +118,8 @@ def fit(
             if initial is not None:
                 take_weights(model, initial, "start from one of the same, or give its --arch")
             _compile(model, settings, len(batches))
-        make_folder()
-        say(f"Training {settings.arch} for {settings.epochs} epochs; watch {run / 'curves.png'}")
+        create_folder()
+        log(f"Training {settings.arch} for {settings.epochs} epochs; watch {run / 'curves.png'}")
         if len(history) < settings.epochs:
             callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
             _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)
@@ -174,26 +174,28 @@ def read_parts(dataset: Path, settings: FitSettings, need_bare: bool = False) ->
     bare = read_pictures(dataset, "bare", records) if settings.bare_share > 0 or need_bare else None
     pixels = [str(record["pixels_sha256"]) for record in records]
     held_out = validation_part(pixels, settings.validation_share)
-    judged = bare if bare is not None and settings.bare_share == 1 else masked
-    part, parts = left_out(settings.leave_out)
-    shown = ~held_out & (part_of(pixels, parts) != part) if parts else ~held_out
-    training, validation = masked.take(shown), judged.take(held_out)
+    to_validate = bare if bare is not None and settings.bare_share == 1 else masked
+    fold, folds = parse_fold(settings.leave_out)
+    in_training = ~held_out & (fold_of(pixels, folds) != fold) if folds else ~held_out
+    training, validation = masked.take(in_training), to_validate.take(held_out)
     _check_parts(training, validation, dataset)
-    of_training = [pixels[i] for i in np.flatnonzero(shown)]
-    return Parts(training, bare.take(shown) if bare else None, faces_shown(records)[shown], of_training, validation)
+    of_training = [pixels[i] for i in np.flatnonzero(in_training)]
+    return Parts(
+        training, bare.take(in_training) if bare else None, face_ids(records)[in_training], of_training, validation
+    )
 
 
 def _batches(
-    dataset: Path, settings: FitSettings, teachers: Sequence[Path], say: Callable[[str], None]
+    dataset: Path, settings: FitSettings, teachers: Sequence[Path], log: Callable[[str], None]
 ) -> tuple[FaceBatches, PictureSet]:
     parts = read_parts(dataset, settings, need_bare=bool(teachers))
-    lessons = (
+    soft_labels = (
         # cached, as teachers mostly left out parts of the same number
-        ask(teachers, parts.masked, parts.bare, parts.faces, cache(partial(part_of, parts.pixels)), say)
+        predict_soft_labels(teachers, parts.masked, parts.bare, parts.faces, cache(partial(fold_of, parts.pixels)), log)
         if teachers and parts.bare is not None
         else None
     )
-    return FaceBatches(parts.masked, parts.bare, parts.faces, settings, lessons), parts.validation
+    return FaceBatches(parts.masked, parts.bare, parts.faces, settings, soft_labels), parts.validation
 
 
 def write_calibrated(
@@ -288,22 +290,22 @@ def _train(
         seed_dropout(model, batches.settings.seed, epoch)
         calls.on_epoch_begin(epoch)
         sums: dict[str, float] = {}
-        for index, batch in enumerate(_ahead(batches)):
+        for index, batch in enumerate(_prefetched(batches)):
             calls.on_train_batch_begin(index)
             model.reset_metrics()  # what comes is of this batch alone; what is told is the mean, as `fit` tells it
             for name, value in model.train_on_batch(*batch, return_dict=True).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             calls.on_train_batch_end(index, {name: total / (index + 1) for name, total in sums.items()})
-        told = {name: total / len(batches) for name, total in sums.items()}
-        judged = model.evaluate(faces, targets, batch_size=size, callbacks=calls, return_dict=True, verbose=0)
-        calls.on_epoch_end(epoch, told | {f"val_{name}": float(value) for name, value in judged.items()})
+        train_logs = {name: total / len(batches) for name, total in sums.items()}
+        val_logs = model.evaluate(faces, targets, batch_size=size, callbacks=calls, return_dict=True, verbose=0)
+        calls.on_epoch_end(epoch, train_logs | {f"val_{name}": float(value) for name, value in val_logs.items()})
     calls.on_train_end()
 
 
-def _ahead(batches: FaceBatches) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
+def _prefetched(batches: FaceBatches) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     """The batches of an epoch, the next ones made while one is learned from."""
     with ThreadPoolExecutor(1) as pool:
-        yield from made_ahead(pool, batches.__getitem__, zip(range(len(batches))), AHEAD)
+        yield from prefetch(pool, batches.__getitem__, zip(range(len(batches))), PREFETCHED_BATCHES)
 
 
 def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> list[keras.callbacks.Callback]:
@@ -318,7 +320,7 @@ def _callbacks(model: keras.Model, settings: FitSettings, history: History) -> l
 def _load_state(run: Path, settings: FitSettings, steps: int) -> tuple[keras.Model, History]:
     """The model with its optimizer, and the history, as `RunFolder` kept them."""
     model, history = load_last(run, steps)
-    with read_from(run):
+    with reading_run(run):
         kept = model.optimizer.variables
         # Keras does not keep which variables are excluded from weight decay
         _compile(model, settings, steps)

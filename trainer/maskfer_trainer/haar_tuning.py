@@ -92,13 +92,13 @@ def _agreed(found: Found, min_neighbors: int) -> Found:
     return Found(found.boxes_xyxy[kept], found.scores[kept], found.milliseconds)
 
 
-def best_trial(trials: Sequence[HaarTrial], most_false_boxes: float = 0.3, most_times: float = 2.0) -> HaarTrial:
+def best_trial(trials: Sequence[HaarTrial], max_false_boxes: float = 0.3, max_slowdown: float = 2.0) -> HaarTrial:
     """The setting that finds most masked faces within limits.
 
     Args:
         trials: From `tune_haar`.
-        most_false_boxes: Limit of false boxes a picture.
-        most_times: Limit of time, in multiples of what `REFERENCE` takes.
+        max_false_boxes: Limit of false boxes a picture.
+        max_slowdown: Limit of time, in multiples of what `REFERENCE` takes.
 
     Raises:
         InputError: If none is within the limits.
@@ -111,8 +111,8 @@ def best_trial(trials: Sequence[HaarTrial], most_false_boxes: float = 0.3, most_
     within = [
         trial
         for trial in trials
-        if trial.false_boxes <= most_false_boxes and trial.milliseconds <= most_times * reference.milliseconds
+        if trial.false_boxes <= max_false_boxes and trial.milliseconds <= max_slowdown * reference.milliseconds
     ]
     if not within:
-        raise InputError(f"no setting stays within {most_false_boxes} false boxes and {most_times} times the time")
+        raise InputError(f"no setting stays within {max_false_boxes} false boxes and {max_slowdown} times the time")
     return max(within, key=lambda trial: (trial.recall_masked or 0.0, -trial.milliseconds))

@@ -1,4 +1,4 @@
-"""The `.keras` file: what it says of itself (`maskfer.json` inside the archive), and its scores of faces."""
+"""The `.keras` file: its metadata (`maskfer.json` inside the archive), and its scores of faces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray, UInt8Array
 from maskfer_edge.errors import InputError
-from maskfer_edge.files import whole_file
+from maskfer_edge.files import atomic_file
 
 METADATA_NAME = "maskfer.json"
 # Faces that are looked at in one go.
@@ -23,7 +23,7 @@ SLICE = 8192
 def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None:
     """Copy a `.keras` file (a zip) with `metadata` added; an existing target is replaced."""
     with (
-        whole_file(target, overwrite=True) as partial,
+        atomic_file(target, overwrite=True) as partial,
         zipfile.ZipFile(source) as old,
         zipfile.ZipFile(partial, "w") as new,
     ):
@@ -33,43 +33,44 @@ def embed_metadata(source: Path, target: Path, metadata: dict[str, Any]) -> None
         new.writestr(zipfile.ZipInfo(METADATA_NAME, (1980, 1, 1, 0, 0, 0)), json.dumps(metadata, indent=2))
 
 
-def says_of_itself(path: Path) -> dict[str, Any]:
-    """What `embed_metadata` wrote into a `.keras` file; empty if it says nothing or is no such file."""
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata that `embed_metadata` wrote into a `.keras` file; empty if there is none or it is no such file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            said = json.loads(archive.read(METADATA_NAME))
+            metadata = json.loads(archive.read(METADATA_NAME))
     except (OSError, KeyError, ValueError, RuntimeError, zlib.error, zipfile.BadZipFile):
         return {}
-    return said if isinstance(said, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def check_validation_share(known: Iterable[Path], share: float) -> None:
     """Raise InputError if a network was trained with a smaller validation part, so has seen what would judge."""
     for path in known:
-        said = says_of_itself(path) or _run_of(path)
-        its_own = said.get("settings", {}).get("validation_share", 1)
-        if its_own < share:
+        metadata = read_metadata(path) or _run_metadata(path)
+        own_share = metadata.get("settings", {}).get("validation_share", 1)
+        if own_share < share:
             raise InputError(
-                f"{path} has learned from faces that would be validated on; use a validation share of {its_own} or less"
+                f"{path} has learned from faces that would be validated on; "
+                f"use a validation share of {own_share} or less"
             )
 
 
-def _run_of(path: Path) -> dict[str, Any]:
-    """What the run says of itself to which a checkpoint belongs, which says nothing."""
+def _run_metadata(path: Path) -> dict[str, Any]:
+    """The configuration of the run that a checkpoint belongs to, which has no metadata of its own."""
     try:
-        said = json.loads((path.absolute().parent.parent / "run.json").read_bytes())
+        metadata = json.loads((path.absolute().parent.parent / "run.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def predict_views(network: Any, images: UInt8Array, *, mirror: bool = True) -> FloatArray:
-    """What a loaded Keras network says of faces and of their mirror images.
+    """The scores of a loaded Keras network for faces and their mirror images.
 
     Args:
         network: A `keras.Model` of the contract's shapes.
         images: (n, 48, 48) uint8 grey faces.
-        mirror: Whether to ask about the mirror images.
+        mirror: Whether to score the mirror images too.
 
     Returns:
         (2, n, 7) float32 scores, (1, n, 7) without mirror images; the runtime's are their mean over the first axis.

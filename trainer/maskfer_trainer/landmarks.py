@@ -15,7 +15,7 @@ from maskfer_edge.errors import DependencyError
 
 PREDICTOR_FILE = "shape_predictor_68_face_landmarks.dat"
 # The predictor was trained on faces of about this size; 48-pixel crops are enlarged to it.
-SMALLEST_SIDE = 144
+MIN_SIDE_PX = 144
 
 Landmarks = npt.NDArray[np.float32]
 
@@ -70,7 +70,7 @@ class LandmarkPredictor:
         """
         height, width = grey.shape
         x, y, w, h = box_xywh or (0, 0, width, height)
-        scale = max(1.0, SMALLEST_SIDE / min(w, h))
+        scale = max(1.0, MIN_SIDE_PX / min(w, h))
         # of a large picture, only the face and its surroundings are enlarged
         x0, y0 = max(0, math.floor(x - w / 2)), max(0, math.floor(y - h / 2))
         x1, y1 = min(width, math.ceil(x + 1.5 * w)), min(height, math.ceil(y + 1.5 * h))

@@ -42,7 +42,7 @@ class BuildSettings:
         keep_bare: Copy the bare pictures too; training on both, teachers and evaluation need them.
         ground_truth: Write what each mask covers as a grey PNG.
         coco: Write boxes and outlines as COCO JSON.
-        dedupe: Leave out test pictures that also stand in train.
+        dedupe: Leave out test pictures that are duplicated in train.
         seed: Of masks and how they are worn, and of the split where there is none.
     """
 

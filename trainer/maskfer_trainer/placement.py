@@ -81,7 +81,7 @@ def find_pivots(landmarks: Landmarks) -> Points:
 
 
 CANONICAL_PIVOTS = find_pivots(canonical_landmarks())
-LEAST_UNIT_PX = 4.0
+MIN_UNIT_PX = 4.0
 # A jaw may lie off the picture by so much of its sides, as in close-ups; and the predictor sometimes crowds
 # a nose up between the eyes, which does a mask no harm up to so much of the way to the chin.
 JAW_SLACK, NOSE_SLACK = 0.25, 0.04
@@ -101,8 +101,8 @@ def check_plausible(landmarks: Landmarks, size_wh: tuple[int, int]) -> Points:
         InputError: If they form no face, the face is under 8 pixels wide, or it lies off the picture.
     """
     pivots = find_pivots(landmarks)
-    if unit_length(pivots) < LEAST_UNIT_PX:
-        raise InputError(f"face too small: under {2 * LEAST_UNIT_PX:.0f} pixels wide")
+    if unit_length(pivots) < MIN_UNIT_PX:
+        raise InputError(f"face too small: under {2 * MIN_UNIT_PX:.0f} pixels wide")
     jaw = landmarks[:17]
     slack = JAW_SLACK * np.array(size_wh)
     outside = ((jaw < -slack) | (jaw > np.array(size_wh) + slack)).any(axis=1)

@@ -20,7 +20,7 @@ from maskfer_trainer.masks import (
     DRAWN_TOP,
     HSV,
     JAW,
-    LARGEST_UNIT_PX,
+    MAX_UNIT_PX,
     NOSE,
     ROUND_MIDDLE,
     ROUND_X,
@@ -229,10 +229,10 @@ def _face_to_mask(wearing: Wearing) -> Field:
     centre = np.array((0.0, (top + bottom) / 2))
     cos, sin = np.cos(np.radians(wearing.turn)), np.sin(np.radians(wearing.turn))
     turned = np.array([[cos, sin], [-sin, cos]]) / wearing.size
-    moved = centre - turned @ (centre + np.array(wearing.shift))
+    random_affine = centre - turned @ (centre + np.array(wearing.shift))
     scale = np.array((1 / wide, stretch))
     offset = np.array((0.0, DRAWN_TOP - stretch * top))
-    return np.asarray(np.column_stack([turned * scale[:, None], moved * scale + offset]), dtype=np.float32)
+    return np.asarray(np.column_stack([turned * scale[:, None], random_affine * scale + offset]), dtype=np.float32)
 
 
 def _bgr(colour: HSV, coloured: bool) -> Field:
@@ -245,7 +245,7 @@ def _shade(
     kind: Kind, wearing: Wearing, on_mask: Field, unit_px: float, scene: _Scene | None, coloured: bool
 ) -> tuple[Field, Field, Field]:
     """Colours (h, w, 1 or 3), cover and straps (h, w) of a mask, all 0 to 1, for each place `on_mask` (mask units)."""
-    level = LARGEST_UNIT_PX
+    level = MAX_UNIT_PX
     while level > 32 and level / 2 >= unit_px:
         level //= 2
     layers = draw_mask(kind, level)
@@ -278,12 +278,14 @@ def _shade(
     light = scene.light if scene is not None else np.array((1.0, 0.0, -0.12), dtype=np.float32)
     nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.05))
     shaded = tone * np.clip(light[0] * (1 + FRONTAL * (nz - 0.93)) + light[1] * nx + light[2] * ny, 0.05, 2.0)
-    lit = colours * shaded[..., None]
+    random_lighting = colours * shaded[..., None]
     if scene is not None:
-        lit = lit * scene.tint
+        random_lighting = random_lighting * scene.tint
     # film and sensors bend towards white; black cloth still gives some light back
-    lit = np.where(lit > 0.8, 0.8 + 0.2 * np.tanh((lit - 0.8) / 0.2), lit)
-    return lit.astype(np.float32), cover, straps
+    random_lighting = np.where(
+        random_lighting > 0.8, 0.8 + 0.2 * np.tanh((random_lighting - 0.8) / 0.2), random_lighting
+    )
+    return random_lighting.astype(np.float32), cover, straps
 
 
 class _Scene:

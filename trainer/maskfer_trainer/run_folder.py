@@ -1,7 +1,7 @@
 """The folder of a training run: what it holds, and how it is kept whole whenever it is cut short.
 
 RUN/run.json                  settings, data set
-RUN/history.csv               a row an epoch, written like the rest every `LEAST_SECONDS` and at the end
+RUN/history.csv               a row an epoch, written like the rest every `MIN_WRITE_SECONDS` and at the end
 RUN/curves.png                loss and accuracy
 RUN/checkpoints/last.keras    the whole state of training when it was last written
 RUN/checkpoints/best-7.keras  the network of the epoch with the best accuracy on validation faces, here the seventh
@@ -24,14 +24,14 @@ import numpy as np
 
 from maskfer_edge.contract import FloatArray
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import folder_beside, lock, whole_file, write_whole
+from maskfer_edge.files import atomic_file, folder_beside, lock, write_atomically
 from maskfer_trainer.checks import check_run
 from maskfer_trainer.curves import draw_curves
 
 History = list[dict[str, float]]
 LAST, AVERAGED = "checkpoints/last.keras", "checkpoints/averaged.npz"
 # An epoch is written at once if the last one was written so long ago; on a GPU writing would take longer than learning.
-LEAST_SECONDS = 10.0
+MIN_WRITE_SECONDS = 10.0
 
 
 class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
@@ -63,7 +63,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         self.history.append({"epoch": epoch + 1, "learning_rate": rate, **logs})
         if best_of(self.history) is self.history[-1]:
             self._best = weights_of(self.model)
-        if time.monotonic() >= self._written_at + LEAST_SECONDS or len(self.history) == self.epochs:
+        if time.monotonic() >= self._written_at + MIN_WRITE_SECONDS or len(self.history) == self.epochs:
             self._write()
 
     def _write(self) -> None:
@@ -77,7 +77,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
         if self.trained is None:
             save_network(self.model, self.run / LAST)
         else:
-            with whole_file(self.run / AVERAGED, overwrite=True) as partial:
+            with atomic_file(self.run / AVERAGED, overwrite=True) as partial:
                 np.savez(partial, *weights_of(self.model), epochs=len(self.history))
             self._save_with(self.trained, self.run / LAST)
         for other in best.parent.glob("best-*.keras"):  # not before: last.keras of an earlier epoch needs its own
@@ -100,7 +100,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 @contextmanager
-def begun(run: Path, config: dict[str, Any], resume: bool) -> Iterator[Callable[[], None]]:
+def open_run(run: Path, config: dict[str, Any], resume: bool) -> Iterator[Callable[[], None]]:
     """Keep other runs off a folder, be it a new one or that of a run that is to go on.
 
     Yields:
@@ -111,18 +111,18 @@ def begun(run: Path, config: dict[str, Any], resume: bool) -> Iterator[Callable[
         InputError: If there is no run to go on with, or it has another configuration.
         OutputError: If there is one already, or another process goes on with it.
     """
-    with ExitStack() as held:
+    with ExitStack() as stack:
         check_run(run, resume)
         if resume:
-            _go_on(run, config, held)
+            _reopen(run, config, stack)
             yield lambda: None
             return
-        yield lambda: _make(run, config, held)
+        yield lambda: _create(run, config, stack)
 
 
-def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
+def _reopen(run: Path, config: dict[str, Any], stack: ExitStack) -> None:
     try:
-        file = held.enter_context((run / "run.json").open("rb+"))
+        file = stack.enter_context((run / "run.json").open("rb+"))
         lock(file, run)
         started = json.loads(file.read())
     except (OSError, ValueError) as error:
@@ -135,14 +135,14 @@ def _go_on(run: Path, config: dict[str, Any], held: ExitStack) -> None:
         partial.unlink()
 
 
-def _make(run: Path, config: dict[str, Any], held: ExitStack) -> None:
+def _create(run: Path, config: dict[str, Any], stack: ExitStack) -> None:
     try:
         run.parent.mkdir(parents=True, exist_ok=True)
         with folder_beside(run) as folder:
             made = folder / run.name
             (made / "checkpoints").mkdir(parents=True)
-            write_whole(made / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-            lock(held.enter_context((made / "run.json").open("rb+")), run)
+            write_atomically(made / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+            lock(stack.enter_context((made / "run.json").open("rb+")), run)
             made.rename(run)
     except OSError as error:
         raise OutputError(f"{run} cannot be made: {error.strerror}") from error
@@ -150,7 +150,7 @@ def _make(run: Path, config: dict[str, Any], held: ExitStack) -> None:
 
 def save_network(model: keras.Model, path: Path) -> None:
     """Write a `.keras` file; an existing one is replaced when the new one is whole."""
-    with whole_file(path, overwrite=True) as partial:
+    with atomic_file(path, overwrite=True) as partial:
         model.save(partial)
 
 
@@ -165,7 +165,7 @@ def best_path(run: Path, history: History) -> Path:
 
 
 @contextmanager
-def read_from(run: Path) -> Iterator[None]:
+def reading_run(run: Path) -> Iterator[None]:
     """Raise InputError, which names the run, where reading what it keeps fails."""
     try:
         yield
@@ -194,7 +194,7 @@ def load_last(run: Path, steps: int, custom_objects: Mapping[str, Any] | None = 
     Raises:
         InputError: If the run is damaged.
     """
-    with read_from(run):
+    with reading_run(run):
         model = keras.models.load_model(run / LAST, custom_objects=custom_objects)
         history = history_of(model, run, steps)
         best_path(run, history).stat()
@@ -203,7 +203,7 @@ def load_last(run: Path, steps: int, custom_objects: Mapping[str, Any] | None = 
 
 def load_averaged(run: Path, model: keras.Model, epochs: int) -> list[FloatArray]:
     """The mean of the weights after so many epochs; the model's own weights if that was not written any more."""
-    with read_from(run), np.load(run / AVERAGED) as kept:
+    with reading_run(run), np.load(run / AVERAGED) as kept:
         if int(kept["epochs"]) == epochs:
             return [kept[f"arr_{place}"] for place in range(len(model.weights))]
     return weights_of(model)
@@ -226,7 +226,7 @@ def seed_dropout(model: keras.Model, seed: int, epoch: int) -> None:
 
 def write_history(path: Path, history: History) -> None:
     """Write a CSV file with a row an epoch; an existing one is replaced."""
-    with whole_file(path, overwrite=True) as partial, partial.open("w", newline="") as file:
+    with atomic_file(path, overwrite=True) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(history[0]))
         writer.writeheader()
         writer.writerows(history)
@@ -235,8 +235,8 @@ def write_history(path: Path, history: History) -> None:
 def _difference(started: Any, config: dict[str, Any]) -> str:
     """The first thing in which two configurations differ, in words."""
 
-    def flat(said: Any) -> dict[str, Any]:
-        rest = {**said} if isinstance(said, dict) else {}
+    def flat(config: Any) -> dict[str, Any]:
+        rest = {**config} if isinstance(config, dict) else {}
         settings = rest.pop("settings", {})
         return {**(settings if isinstance(settings, dict) else {}), **rest}
 

@@ -22,30 +22,30 @@ from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError
 from maskfer_edge.learned_detector import PADDING
-from maskfer_edge.scenes import Marks, read_marks
-from maskfer_trainer.decoys import draw_decoys
-from maskfer_trainer.detector_targets import SIZE_WH, SMALLEST, targets
+from maskfer_edge.scenes import GroundTruth, read_ground_truth
+from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH, targets
+from maskfer_trainer.distractors import draw_distractors
 from maskfer_trainer.workers import run_in_order
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
-MOST_DEGREES, ENLARGED, MOST_MOVED = 8.0, (0.75, 1.35), 0.15
+MAX_ROTATION_DEGREES, ENLARGED, MAX_SHIFT = 8.0, (0.75, 1.35), 0.15
 # A face of which less than this share is left by the scene's edge is not judged.
-LEAST_LEFT = 0.6
+MIN_VISIBLE_SHARE = 0.6
 # Of scenes that get letters, emblems and the like, and how many at most.
-DECOY_SHARE, MOST_DECOYS = 0.35, 3
+DISTRACTOR_SHARE, MAX_DISTRACTORS = 0.35, 3
 # Of scenes that are made dark, and what light is left; of all others. Noise is the sensor's, in grey levels.
 DARK_SHARE, DARK_GAIN, GAIN = 0.4, (0.2, 0.7), (0.75, 1.25)
 DARK_NOISE, NOISE = 6.0, 3.0
 # A scene's mean grey that darkness leaves: below it faces drown in the noise.
-DARKEST = 16.0
+MIN_MEAN_LEVEL = 16.0
 # Of dark scenes whose middle tones lose more light than the bright ones, as those by spotlights do.
-SPOTLIT_SHARE, MOST_GAMMA = 0.5, 1.8
+SPOTLIT_SHARE, MAX_GAMMA = 0.5, 1.8
 # Of all others, those with little contrast, and how little.
 FLAT_SHARE, CONTRAST = 0.3, (0.4, 0.8)
 
 Batch: TypeAlias = tuple[UInt8Array, FloatArray]
-# Scenes' numbers, their marks, and what determines the changes.
-BatchTask: TypeAlias = tuple[npt.NDArray[np.int64], list[Marks], tuple[int, int, int]]
+# Scenes' numbers, their ground truth, and what determines the changes.
+BatchTask: TypeAlias = tuple[npt.NDArray[np.int64], list[GroundTruth], tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,22 @@ class SceneSet:
 
     Attributes:
         images: (n, 240, 320) uint8 grey.
-        marks: What is known of each.
+        ground_truth: Faces and ignored boxes of each.
     """
 
     images: UInt8Array
-    marks: list[Marks]
+    ground_truth: list[GroundTruth]
 
     def __len__(self) -> int:
-        return len(self.marks)
+        return len(self.ground_truth)
 
 
 def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
     """The scenes that are trained on, and those held out by name. Raises InputError if a file is missing or damaged."""
-    marks = read_marks(scenes)
+    ground_truth = read_ground_truth(scenes)
     parts = []
     for validation in (False, True):
-        names = [name for name in marks if (name in held_out) is validation]
+        names = [name for name in ground_truth if (name in held_out) is validation]
         images = np.empty((len(names), *SIZE_WH[::-1]), np.uint8)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for place, image in enumerate(pool.map(read_grey, [scenes / name for name in names])):
@@ -79,7 +79,7 @@ def read_scenes(scenes: Path, held_out: set[str]) -> tuple[SceneSet, SceneSet]:
                         "make the scenes anew with: trainer build-scenes"
                     )
                 images[place] = image
-        parts.append(SceneSet(images, [marks[name] for name in names]))
+        parts.append(SceneSet(images, [ground_truth[name] for name in names]))
     return parts[0], parts[1]
 
 
@@ -107,9 +107,9 @@ def batches_of(
     workers = workers or max(1, len(os.sched_getaffinity(0)) - 1)
     tasks = _tasks(scenes, size, seed, epochs)
     if workers == 1 or not epochs:
-        yield (make_batch(scenes.images[chosen], marks, key) for chosen, marks, key in tasks)
+        yield (make_batch(scenes.images[chosen], ground_truth, key) for chosen, ground_truth, key in tasks)
         return
-    # all processes see one copy of the pictures; `run_folder.begun` removes what a kill leaves of it
+    # all processes see one copy of the pictures; `run_folder.open_run` removes what a kill leaves of it
     shared = folder / ".scenes.partial.npy"
     try:
         np.save(shared, scenes.images)
@@ -124,7 +124,7 @@ def _tasks(scenes: SceneSet, size: int, seed: int, epochs: range) -> Iterator[Ba
         order = np.random.default_rng((seed, epoch)).permutation(len(scenes))
         for index in range(len(scenes) // size):
             chosen = order[index * size : (index + 1) * size]
-            yield chosen, [scenes.marks[number] for number in chosen], (seed, epoch, index)
+            yield chosen, [scenes.ground_truth[number] for number in chosen], (seed, epoch, index)
 
 
 @dataclass(frozen=True)
@@ -136,33 +136,33 @@ class _MakeBatches:
     def __call__(self, tasks: list[BatchTask]) -> list[Batch]:
         cv2.setNumThreads(1)
         images = np.load(self.images, mmap_mode="r")
-        return [make_batch(images[chosen], marks, key) for chosen, marks, key in tasks]
+        return [make_batch(images[chosen], ground_truth, key) for chosen, ground_truth, key in tasks]
 
 
-def make_batch(images: UInt8Array, marks: list[Marks], key: tuple[int, int, int]) -> Batch:
+def make_batch(images: UInt8Array, ground_truth: list[GroundTruth], key: tuple[int, int, int]) -> Batch:
     """Change scenes at random.
 
     Args:
         images: (n, 240, 320) uint8 grey.
-        marks: What is known of each.
-        key: Determines the changes.
+        ground_truth: Faces and ignored boxes of each.
+        key: Seeds the changes.
 
     Returns:
         (n, 240, 320, 1) uint8 pictures, and their (n, 30, 40, 7) targets.
     """
     random = np.random.default_rng(key)
-    found = np.empty_like(images)
-    wanted = []
-    for place, (image, (faces, ignored)) in enumerate(zip(images, marks, strict=True)):
-        changed, kept, unjudged = moved(image, faces, ignored, random)
-        if random.random() < DECOY_SHARE:
-            draw_decoys(changed, kept + unjudged, int(random.integers(1, MOST_DECOYS + 1)), random)
-        found[place] = lit(changed, random)
-        wanted.append(targets(kept, unjudged))
-    return found[..., None], np.stack(wanted)
+    images_out = np.empty_like(images)
+    targets_out = []
+    for place, (image, (faces, ignored)) in enumerate(zip(images, ground_truth, strict=True)):
+        warped, visible, ignored = random_affine(image, faces, ignored, random)
+        if random.random() < DISTRACTOR_SHARE:
+            draw_distractors(warped, visible + ignored, int(random.integers(1, MAX_DISTRACTORS + 1)), random)
+        images_out[place] = random_lighting(warped, random)
+        targets_out.append(targets(visible, ignored))
+    return images_out[..., None], np.stack(targets_out)
 
 
-def moved(
+def random_affine(
     image: UInt8Array, faces: list[Box], ignored: list[Box], random: np.random.Generator
 ) -> tuple[UInt8Array, list[Box], list[Box]]:
     """A scene mirrored, turned, enlarged and moved at random; what comes in from beyond its edge is grey.
@@ -178,17 +178,19 @@ def moved(
     """
     width, height = SIZE_WH
     scale = float(np.exp(random.uniform(*np.log(ENLARGED))))
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), float(random.uniform(-1, 1)) * MOST_DEGREES, scale)
-    matrix[:, 2] += random.uniform(-1, 1, 2) * MOST_MOVED * SIZE_WH
+    matrix = cv2.getRotationMatrix2D(
+        (width / 2, height / 2), float(random.uniform(-1, 1)) * MAX_ROTATION_DEGREES, scale
+    )
+    matrix[:, 2] += random.uniform(-1, 1, 2) * MAX_SHIFT * SIZE_WH
     if random.random() < 0.5:
         matrix[0] *= -1
         matrix[0, 2] += width - 1
-    found = cv2.warpAffine(image, matrix, SIZE_WH, flags=cv2.INTER_LINEAR, borderValue=PADDING)
+    warped = cv2.warpAffine(image, matrix, SIZE_WH, flags=cv2.INTER_LINEAR, borderValue=PADDING)
     # plain numbers: arrays of two take ten times as long
     (xx, xy, x_move), (yx, yy, y_move) = matrix.tolist()
-    kept: list[Box] = []
-    unjudged: list[Box] = []
-    for boxes, right in ((faces, kept), (ignored, unjudged)):
+    visible: list[Box] = []
+    still_ignored: list[Box] = []
+    for boxes, kept in ((faces, visible), (ignored, still_ignored)):
         for x, y, w, h in boxes:
             # the matrix counts from the middle of the first pixel, boxes from its edge
             old_x, old_y = x + w / 2 - 0.5, y + h / 2 - 0.5
@@ -198,24 +200,24 @@ def moved(
             top, bottom = max(0.0, centre_y - half_h), min(float(height), centre_y + half_h)
             if end - left < 1 or bottom - top < 1:
                 continue
-            whole = (end - left) * (bottom - top) >= LEAST_LEFT * 4 * half_w * half_h
-            large = max(w, h) * scale >= SMALLEST
+            whole = (end - left) * (bottom - top) >= MIN_VISIBLE_SHARE * 4 * half_w * half_h
+            large = max(w, h) * scale >= MIN_FACE_PX
             box = (round(left), round(top), max(1, round(end - left)), max(1, round(bottom - top)))
-            (right if whole and large else unjudged).append(box)
-    return found, kept, unjudged
+            (kept if whole and large else still_ignored).append(box)
+    return warped, visible, still_ignored
 
 
-def lit(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
+def random_lighting(image: UInt8Array, random: np.random.Generator) -> UInt8Array:
     """A scene, (240, 320) uint8 grey, in another light, new: darker or brighter, flatter, with a sensor's noise."""
     dark = random.random() < DARK_SHARE
     gain = float(np.exp(random.uniform(*np.log(DARK_GAIN))) if dark else random.uniform(*GAIN))
     levels = np.arange(256, dtype=np.float64)
     if dark and random.random() < SPOTLIT_SHARE:
-        levels = 255 * (levels / 255) ** float(random.uniform(1, MOST_GAMMA))
+        levels = 255 * (levels / 255) ** float(random.uniform(1, MAX_GAMMA))
         gain = min(1.0, 1.5 * gain)
     mean = float(levels[int(image[::8, ::8].mean())])
     if dark:
-        gain = max(gain, min(1.0, DARKEST / max(mean, 1.0)))
+        gain = max(gain, min(1.0, MIN_MEAN_LEVEL / max(mean, 1.0)))
     levels *= gain
     level = mean * gain
     if not dark and random.random() < FLAT_SHARE:

@@ -32,7 +32,7 @@ from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import folder_beside, lock
 from maskfer_edge.scenes import IGNORED
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
-from maskfer_trainer.detector_targets import SIZE_WH, SMALLEST
+from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH
 from maskfer_trainer.draw import drawn_number, drawn_share
 from maskfer_trainer.landmarks import LandmarkPredictor
 from maskfer_trainer.masks import KINDS
@@ -42,11 +42,11 @@ from maskfer_trainer.workers import run_in_order
 
 MASKED, BARE = "with_mask", "without_mask"
 # Largest side of pasted faces in pixels of the scene.
-LARGEST = 210.0
+MAX_FACE_PX = 210.0
 # Turns of pasted faces: most people hold their heads up.
 TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
 # Narrower than this share of its height, a face in a photograph is cut off by the edge.
-LEAST_ASPECT = 0.4
+MIN_ASPECT = 0.4
 WORN = ("properly", "properly", "properly", "under-nose", "chin")
 PHOTO_SHARE = 0.8
 # Of the faces that a photograph has itself, this share is covered by a portrait's, within this turn of it.
@@ -58,10 +58,10 @@ REACH = 1.25
 # Of scenes on which nothing is trained: the network's epoch and threshold are chosen on them.
 VALIDATION_SHARE = 0.05
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
-MOST_SHARED, MOST_HIDDEN_BY_DECOY = 0.15, 0.03
+MAX_FACE_OVERLAP, MAX_HIDDEN_BY_DISTRACTOR = 0.15, 0.03
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92]
 # Portraits that a process cuts out at a time.
-FACES_A_BATCH = 16
+FACES_PER_BATCH = 16
 # Held in the temporary folder by the run that fills it.
 LOCK = "build-scenes.lock"
 
@@ -116,7 +116,7 @@ def build_scenes(
     photos: Path | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    say: Callable[[str], None] = lambda _: None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Make scenes out of portraits; half of the faces get a mask of this project's own drawing.
 
@@ -128,7 +128,7 @@ def build_scenes(
             ``tuning`` is used (see `detector_evaluation.half`), so that the other half can judge.
         workers: Processes; 0: one a core.
         progress: Takes portraits and scenes done, and how many there will be.
-        say: Takes what a person at the terminal should know.
+        log: Takes messages for the terminal.
 
     Returns:
         What ``scenes.json`` says.
@@ -144,22 +144,22 @@ def build_scenes(
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(out)
-    say(f"finding landmarks on {len(faces)} portraits")
-    batches = (faces[start : start + FACES_A_BATCH] for start in range(0, len(faces), FACES_A_BATCH))
+    _remove_stale(out)
+    log(f"finding landmarks on {len(faces)} portraits")
+    batches = (faces[start : start + FACES_PER_BATCH] for start in range(0, len(faces), FACES_PER_BATCH))
     with (
         folder_beside(out) as folder,
-        (folder / LOCK).open("wb") as held,
+        (folder / LOCK).open("wb") as lock_file,
         closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
     ):
-        lock(held, out)
-        made = folder / out.name
-        (made / "scenes").mkdir(parents=True)
+        lock(lock_file, out)
+        new_folder = folder / out.name
+        (new_folder / "scenes").mkdir(parents=True)
         cutouts: list[Cutout] = []
         total = len(faces) + settings.count
         for batch, of_some in enumerate(cut_out, start=1):
             cutouts += of_some
-            progress(min(batch * FACES_A_BATCH, len(faces)), total)
+            progress(min(batch * FACES_PER_BATCH, len(faces)), total)
         rows, counts, digest = [], {MASKED: 0, BARE: 0, IGNORED: 0}, hashlib.sha256()
         names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
         for_validation = [name for name in names if held_out("", name)]
@@ -167,7 +167,7 @@ def build_scenes(
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
             data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
-            (made / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
+            (new_folder / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
             digest.update(data)
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
@@ -177,7 +177,7 @@ def build_scenes(
         apart = composers[0] is not composers[1]
         boxes = _as_csv(rows)
         digest.update(boxes.encode())
-        said = {
+        info = {
             "name": portraits.resolve().name,
             "sha256": digest.hexdigest(),
             **asdict(settings),
@@ -187,13 +187,13 @@ def build_scenes(
             "faces": counts,
             "validation": for_validation,
         }
-        (made / "boxes.csv").write_text(boxes)
-        (made / "scenes.json").write_text(json.dumps(said, indent=2) + "\n")
-        made.rename(out)
-    return said
+        (new_folder / "boxes.csv").write_text(boxes)
+        (new_folder / "scenes.json").write_text(json.dumps(info, indent=2) + "\n")
+        new_folder.rename(out)
+    return info
 
 
-def _remove_left(out: Path) -> None:
+def _remove_stale(out: Path) -> None:
     """Remove what killed runs left of `out`: folders full of faces that no run holds any more."""
     for left in out.parent.glob(f".{glob.escape(out.name)}.*/{LOCK}"):
         with suppress(OutputError, OSError), left.open("rb+") as file:
@@ -264,7 +264,7 @@ def _around_face(
     while max(x1 - x0, y1 - y0) > 2 * SIZE_WH[0]:  # then `_place` would do it each time
         image = np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         x0, y0, x1, y1 = x0 / 2, y0 / 2, x1 / 2, y1 / 2
-    # no less than a scene to each side, as the parts that decoys shuffle are not of the face alone
+    # no less than a scene to each side, as the parts that distractors shuffle are not of the face alone
     reach = max(SIZE_WH[0], REACH * max(x1 - x0, y1 - y0))
     left, top = (max(0, math.floor((start + end) / 2 - reach)) for start, end in ((x0, x1), (y0, y1)))
     right, bottom = (math.ceil((start + end) / 2 + reach) for start, end in ((x0, x1), (y0, y1)))
@@ -295,7 +295,7 @@ class _Composer:
             if label != IGNORED and random.random() < SWAP_SHARE:
                 self._swap_face(scene, place, random)
         for _ in range(int(random.integers(0, 3))):
-            self._paste_decoy(scene, random)
+            self._paste_distractor(scene, random)
         for _ in range(int(random.choice((0, 1, 2, 3, 5, 8), p=(0.12, 0.33, 0.22, 0.15, 0.12, 0.06)))):
             self._paste_face(scene, self._any_cutout(random), random)
         scene.image = _as_photographed(scene.image, random)
@@ -317,7 +317,9 @@ class _Composer:
         cutout, degrees = self._any_cutout(random), float(random.normal(0, SWAP_TURN_DEGREES))
         placed = _place(cutout, degrees, float(max(w, h)), random, (x + w / 2, y + h / 2))
         if all(
-            _hidden(placed.box, box) <= MOST_SHARED for other, (_, box) in enumerate(scene.faces) if other != number
+            _hidden(placed.box, box) <= MAX_FACE_OVERLAP
+            for other, (_, box) in enumerate(scene.faces)
+            if other != number
         ):
             _blend(scene.image, placed, random)
             scene.faces[number] = (cutout.label, placed.box)
@@ -326,11 +328,11 @@ class _Composer:
         wide = random.random() < WIDE_SHARE
         degrees = float(random.normal(0, TURN_DEGREES) if not wide else random.uniform(-1, 1) * WIDE_TURN_DEGREES)
         placed = _place(cutout, degrees, _face_side(random), random)
-        if all(_hidden(placed.box, box) <= MOST_SHARED for _, box in scene.faces):
+        if all(_hidden(placed.box, box) <= MAX_FACE_OVERLAP for _, box in scene.faces):
             _blend(scene.image, placed, random)
             scene.faces.append((cutout.label, placed.box))
 
-    def _paste_decoy(self, scene: Scene, random: np.random.Generator) -> None:
+    def _paste_distractor(self, scene: Scene, random: np.random.Generator) -> None:
         """Something pasted just as faces are that is none: a portrait upside down, or its parts shuffled."""
         chosen = self.by_label[BARE]
         cutout = chosen[int(random.integers(len(chosen)))]
@@ -338,7 +340,7 @@ class _Composer:
         placed = _place(
             Cutout(image, cutout.box_xyxy, IGNORED), float(random.uniform(-40, 40)), _face_side(random), random
         )
-        if all(_hidden(placed.box, box) <= MOST_HIDDEN_BY_DECOY for _, box in scene.faces):
+        if all(_hidden(placed.box, box) <= MAX_HIDDEN_BY_DISTRACTOR for _, box in scene.faces):
             _blend(scene.image, placed, random)
 
 
@@ -359,7 +361,7 @@ def _hidden(a: Box, b: Box) -> float:
 
 
 def _face_side(random: np.random.Generator) -> float:
-    return float(np.exp(random.uniform(math.log(SMALLEST), math.log(LARGEST))))
+    return float(np.exp(random.uniform(math.log(MIN_FACE_PX), math.log(MAX_FACE_PX))))
 
 
 def _place(
@@ -449,7 +451,7 @@ def photo_part(grey: UInt8Array, photo: Photo, random: np.random.Generator) -> S
         wide, high = x1 - x0, y1 - y0
         label = MASKED if masked else BARE
         # what is too small, or mostly cut off by the edge, is neither a face nor none
-        if max(wide, high) < SMALLEST or min(wide, high) < LEAST_ASPECT * max(wide, high):
+        if max(wide, high) < MIN_FACE_PX or min(wide, high) < MIN_ASPECT * max(wide, high):
             label = IGNORED
         at = round(width - x1 if mirrored else x0), round(y0)
         faces.append((label, (*at, max(1, round(wide)), max(1, round(high)))))

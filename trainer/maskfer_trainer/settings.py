@@ -47,7 +47,7 @@ class FitSettings:
             face weighs the same; 1: each class does.
         teacher_share: Share of the target that teachers' scores make up, if there are teachers.
         leave_out: Part of the training faces that is left out, "K/N" for the K-th of N; "" for none. What was left
-            out can be taught by this network to another (see `teachers.ask`).
+            out can be taught by this network to another (see `teachers.predict_soft_labels`).
         least_recall: Share of each class's validation faces that the finished network shall find; rare classes are
             lifted for it, within limits (see `calibration.lift`).
     """
@@ -80,7 +80,7 @@ class FitSettings:
         ):  # fmt: skip
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be within 0 and 1; received {getattr(self, name)}")
-        left_out(self.leave_out)
+        parse_fold(self.leave_out)
         if not 0 < self.validation_share < 1:
             raise InputError(f"validation_share must be between 0 and 1; received {self.validation_share}")
         if not 0 <= self.seed < 2**32:
@@ -95,13 +95,13 @@ class FitSettings:
                              "cutout and mixup, or choose another network")  # fmt: skip
 
 
-def left_out(part: str) -> tuple[int, int]:
+def parse_fold(fold: str) -> tuple[int, int]:
     """K and N of "K/N"; (0, 0) of "". Raises InputError if it is neither."""
-    if not part:
+    if not fold:
         return 0, 0
-    k, _, n = part.partition("/")
+    k, _, n = fold.partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n) and int(n) >= 2):
-        raise InputError(f'leave_out must be a part such as "1/4"; received {part!r}')
+        raise InputError(f'leave_out must be a part such as "1/4"; received {fold!r}')
     return int(k), int(n)
 
 

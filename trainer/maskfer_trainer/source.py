@@ -21,7 +21,7 @@ from maskfer_trainer.draw import drawn_share
 # A plain <class>/ layout is split so that one picture in six is tested on.
 TEST_SHARE = 1 / 6
 # Of the 255 bytes of a file's name: numbers and a suffix follow.
-LONGEST_STEM = 200
+MAX_STEM = 200
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _with_stems(found: list[tuple[PurePosixPath, str, int]]) -> list[Photograph]
     for path, split, label in found:
         # "~" and "+" number the variants and faces of one picture
         base = path.stem.replace("~", "-").replace("+", "-")
-        if len(os.fsencode(base)) > LONGEST_STEM:
-            base = os.fsencode(base)[:LONGEST_STEM].decode(errors="ignore")
+        if len(os.fsencode(base)) > MAX_STEM:
+            base = os.fsencode(base)[:MAX_STEM].decode(errors="ignore")
         stem = base
         number = 1
         while (split, label, stem.lower()) in taken:

@@ -15,7 +15,7 @@ from maskfer_trainer.masks import JAW, KINDS, NOSE, Kind, Points
 from maskfer_trainer.placement import CANONICAL_PIVOTS
 from maskfer_trainer.reliefs import Field
 
-LARGEST_PX = 1e6
+MAX_SIDE_PX = 1e6
 
 # Where on a frontal face (face units) each named point of a picture belongs; left is left in the picture.
 ANCHORS: dict[str, tuple[float, float]] = {
@@ -98,7 +98,7 @@ def _read_anchors(path: Path) -> dict[str, tuple[float, float]]:
     try:
         given = json.loads(read_bytes(path))
         anchors = {str(name): (float(x), float(y)) for name, (x, y) in given.items()}
-        if not all(abs(v) < LARGEST_PX for point in anchors.values() for v in point):
+        if not all(abs(v) < MAX_SIDE_PX for point in anchors.values() for v in point):
             raise ValueError
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         raise InputError(f'{path} is no list of points like {{"nose": [x, y], ...}}; {known}') from None

@@ -10,13 +10,13 @@ import numpy as np
 from maskfer_edge.contract import FloatArray, UInt8Array, preprocess
 from maskfer_edge.dataset import PictureSet
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Detector, overlap
+from maskfer_edge.detector import Detector, iou
 from maskfer_trainer.draw import drawn_number
 
 PICTURE_WH = (320, 240)
 FACE_SIDES = (64, 160)
 # Of two boxes that show the same face, as detectors are counted elsewhere in this project.
-LEAST_OVERLAP = 0.35
+MIN_IOU = 0.35
 
 BoxInt = tuple[int, int, int, int]
 
@@ -59,21 +59,21 @@ def through_detector(
     perfect, detected, labels = [], [], []
     for i, (face, name) in enumerate(zip(pictures.images, pictures.names, strict=True)):
         picture, box = place_in_picture(face, name)
-        found = max(detector(picture), key=lambda d: overlap(d.box, box), default=None)
-        if found is not None and overlap(found.box, box) >= LEAST_OVERLAP:
+        found = max(detector(picture), key=lambda d: iou(d.box, box), default=None)
+        if found is not None and iou(found.box, box) >= MIN_IOU:
             perfect.append(face)
             detected.append(preprocess(picture, found.box, margin))
             labels.append(pictures.labels[i])
         progress(i + 1, len(pictures))
     if not labels:
         return DetectorFigures(len(pictures), 0.0, None, None, 0.0)
-    right = [predict(np.stack(faces)).argmax(axis=1) == np.array(labels) for faces in (perfect, detected)]
+    correct = [predict(np.stack(faces)).argmax(axis=1) == np.array(labels) for faces in (perfect, detected)]
     return DetectorFigures(
         pictures=len(pictures),
         found=round(len(labels) / len(pictures), 4),
-        accuracy_perfect=round(float(right[0].mean()), 4),
-        accuracy_detected=round(float(right[1].mean()), 4),
-        accuracy_overall=round(float(right[1].sum()) / len(pictures), 4),
+        accuracy_perfect=round(float(correct[0].mean()), 4),
+        accuracy_detected=round(float(correct[1].mean()), 4),
+        accuracy_overall=round(float(correct[1].sum()) / len(pictures), 4),
     )
 
 

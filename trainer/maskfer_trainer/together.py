@@ -1,7 +1,7 @@
 """Training of several networks beside each other on one GPU, which faces, their changes and teachers never leave.
 
 On a GPU the processor cannot make batches as fast as these small networks learn from them. Here an epoch is one
-compiled call (JAX): it draws the changes that `augment` draws, asks the teachers about each face just as it is
+compiled call (JAX): it draws the changes that `augment` draws, lets the teachers score each face just as it is
 shown (Beyer and others, Knowledge distillation: a good teacher is patient and consistent, 2022), and lets every
 network learn from the same batch.
 """
@@ -31,10 +31,10 @@ NOISY, NOISE = 0.3, 8.0
 # Of the running mean of weights, what a step leaves as it is.
 AVERAGE = 0.9995
 WARM_UP = 0.04  # share of all steps
-# Networks that are slow enough on a GPU to be worth half precision, and that learn faces by heart unless held back.
+# Networks that are slow enough on a GPU to be worth half precision, and that overfit unless regularised.
 LARGE = ("large", "huge")
 WEIGHT_DECAY, WEIGHT_DECAY_OF_LARGE = 0.05, 0.2
-SLICE = 1024
+PREDICT_BATCH = 1024
 
 State = dict[str, Any]
 
@@ -54,15 +54,15 @@ class Faces:
     labels: npt.NDArray[np.int64]
 
 
-class Together:
-    """Networks that learn together.
+class MultiNetworkTrainer:
+    """Trains several networks in one step, each on the same batch.
 
     Args:
-        networks: To train, in place: `take_averaged` gives them what was learned.
-        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of what they say of
+        networks: To train, in place: `assign_averaged_weights` gives them what was learned.
+        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of those of
             the face as it is shown and of the bare face.
         faces: To learn from.
-        settings: Without `arch`, which the networks say; `seed` is of order and changes.
+        settings: Without `arch`, which the networks determine; `seed` is of order and changes.
     """
 
     def __init__(
@@ -86,16 +86,16 @@ class Together:
             optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias"])
             optimizer.build(network.trainable_variables)
             self._optimizers.append(optimizer)
-            learned = _variables(network)
-            # copies: what is given to a step is gone after it
+            current = _variables(network)
+            # copies: the buffers that a step is given are donated to it
             self._states.append(
-                {"learned": jax.tree.map(jnp.array, learned), "averaged": jax.tree.map(jnp.array, learned),
+                {"current": jax.tree.map(jnp.array, current), "averaged": jax.tree.map(jnp.array, current),
                  "optimizer": [jnp.array(v.value) for v in optimizer.variables]}
             )  # fmt: skip
-        self._epoch = jax.jit(self._learn, donate_argnums=0)
-        self._scores = jax.jit(self._judge)
+        self._epoch = jax.jit(self._train_epoch, donate_argnums=0)
+        self._scores = jax.jit(self._predict_all)
 
-    def epoch(self, number: int, epochs: int) -> list[dict[str, float]]:
+    def train_epoch(self, number: int, epochs: int) -> list[dict[str, float]]:
         """Learn from each face once, but for the few, others each epoch, that fill no batch.
 
         Args:
@@ -111,20 +111,20 @@ class Together:
         rates = self.settings.learning_rate * np.minimum(done / WARM_UP, 0.5 + 0.5 * np.cos(np.pi * done))
         keys = random.split(random.key(int(np.random.SeedSequence([seed, number]).generate_state(1)[0])), self.steps)
         batches = (jnp.asarray(order.reshape(self.steps, -1)), jnp.asarray(rates, jnp.float32), keys)
-        self._states, told = self._epoch(self._states, self._data, batches)
-        means = np.asarray(told).mean(axis=0)
+        self._states, metrics = self._epoch(self._states, self._data, batches)
+        means = np.asarray(metrics).mean(axis=0)
         return [{"loss": float(loss), "accuracy": float(accuracy)} for loss, accuracy in means]
 
     def scores(self, images: UInt8Array) -> FloatArray:
-        """(networks, n, 7) float32: what the running means of the networks say of (n, 48, 48) uint8 faces."""
+        """(networks, n, 7) float32: of the running means of the networks for (n, 48, 48) uint8 faces."""
         averaged = [state["averaged"] for state in self._states]
         parts = [
-            np.asarray(self._scores(averaged, jnp.asarray(images[start : start + SLICE])))
-            for start in range(0, len(images), SLICE)
+            np.asarray(self._scores(averaged, jnp.asarray(images[start : start + PREDICT_BATCH])))
+            for start in range(0, len(images), PREDICT_BATCH)
         ]
         return np.concatenate(parts, axis=1)
 
-    def take_averaged(self) -> None:
+    def assign_averaged_weights(self) -> None:
         """Give the networks the running mean of their weights."""
         for network, state in zip(self.networks, self._states, strict=True):
             trainable, rest = state["averaged"]
@@ -137,80 +137,84 @@ class Together:
         """Where training stands: weights, their running means and the optimizers' variables."""
         return [np.asarray(value) for value in jax.tree.leaves(self._states)]
 
-    def take_state(self, values: Sequence[npt.NDArray[Any]]) -> None:
+    def load_state(self, values: Sequence[npt.NDArray[Any]]) -> None:
         """Go on from what `state` gave. Raises ValueError if it is of other networks."""
         leaves, tree = jax.tree.flatten(self._states)
         if [leaf.shape for leaf in leaves] != [value.shape for value in values]:
             raise ValueError("it holds other networks")
         self._states = jax.tree.unflatten(tree, [jnp.asarray(value) for value in values])
 
-    def _learn(self, states: list[State], data: dict[str, Any], batches: Any) -> tuple[list[State], Any]:
-        learned: tuple[list[State], Any] = lax.scan(partial(self._step, data), states, batches)
-        return learned
+    def _train_epoch(self, states: list[State], data: dict[str, Any], batches: Any) -> tuple[list[State], Any]:
+        result: tuple[list[State], Any] = lax.scan(partial(self._step, data), states, batches)
+        return result
 
-    def _judge(self, averaged: list[Any], images: Any) -> Any:
+    def _predict_all(self, averaged: list[Any], images: Any) -> Any:
         faces = images[..., None].astype(jnp.float32)
-        return jnp.stack([_ask(network, state, faces) for network, state in zip(self.networks, averaged, strict=True)])
+        return jnp.stack(
+            [_predict(network, state, faces) for network, state in zip(self.networks, averaged, strict=True)]
+        )
 
     def _step(self, data: dict[str, Any], states: list[State], batch: Any) -> tuple[list[State], Any]:
-        chosen, rate, key = batch
-        shown, targets, weights, labels = self._show(data, chosen, key)
-        told, changed = [], []
+        indices, rate, key = batch
+        inputs, targets, weights, labels = self._make_batch(data, indices, key)
+        metrics, new_states = [], []
         for network, optimizer, state in zip(self.networks, self._optimizers, states, strict=True):
-            (loss, (accuracy, rest)), slopes = jax.value_and_grad(_loss, has_aux=True)(
-                state["learned"][0], state["learned"][1], network, shown, targets, weights, labels
+            (loss, (accuracy, rest)), gradients = jax.value_and_grad(_loss, has_aux=True)(
+                state["current"][0], state["current"][1], network, inputs, targets, weights, labels
             )
-            kept = [
+            optimizer_variables = [
                 rate if variable is optimizer._learning_rate else value
                 for variable, value in zip(optimizer.variables, state["optimizer"], strict=True)
             ]
-            trainable, kept = optimizer.stateless_apply(kept, slopes, state["learned"][0])
-            learned = (trainable, rest)
-            share = jnp.minimum(AVERAGE, (kept[0] + 1.0) / (kept[0] + 10.0))
+            trainable, optimizer_variables = optimizer.stateless_apply(
+                optimizer_variables, gradients, state["current"][0]
+            )
+            current = (trainable, rest)
+            share = jnp.minimum(AVERAGE, (optimizer_variables[0] + 1.0) / (optimizer_variables[0] + 10.0))
             averaged = jax.tree.map(
                 lambda old, new, share=share: share * old + (1 - share) * new
                 if jnp.issubdtype(new.dtype, jnp.floating) else new,
-                state["averaged"], learned,
+                state["averaged"], current,
             )  # fmt: skip
-            changed.append({"learned": learned, "averaged": averaged, "optimizer": kept})
-            told.append(jnp.stack([loss, accuracy]))
-        return changed, jnp.stack(told)
+            new_states.append({"current": current, "averaged": averaged, "optimizer": optimizer_variables})
+            metrics.append(jnp.stack([loss, accuracy]))
+        return new_states, jnp.stack(metrics)
 
-    def _show(self, data: dict[str, Any], chosen: Any, key: Any) -> tuple[Any, Any, Any, Any]:
+    def _make_batch(self, data: dict[str, Any], indices: Any, key: Any) -> tuple[Any, Any, Any, Any]:
         """The faces of one step as they are shown, (n, 48, 48, 1) float32, their targets, weights and labels."""
-        settings, count = self.settings, len(chosen)
+        settings, count = self.settings, len(indices)
         for_mask, for_changes, for_bare, for_cover, for_shares, for_others = random.split(key, 6)
         bare, masked = data["pairs"]
         variants = random.randint(for_mask, (count,), 0, masked.shape[1])
-        pairs = jnp.stack([bare[chosen], masked[chosen, variants]], axis=-1).astype(jnp.float32)
-        pairs = changed_alike(pairs, for_changes, settings.augmentation)
+        pairs = jnp.stack([bare[indices], masked[indices, variants]], axis=-1).astype(jnp.float32)
+        pairs = augment_views(pairs, for_changes, settings.augmentation)
         is_bare = random.bernoulli(for_bare, settings.bare_share, (count, 1, 1))
-        shown = covered(jnp.where(is_bare, pairs[..., 0], pairs[..., 1]), for_cover, settings.cutout)
-        labels = data["labels"][chosen]
+        inputs = cut_out(jnp.where(is_bare, pairs[..., 0], pairs[..., 1]), for_cover, settings.cutout)
+        labels = data["labels"][indices]
         targets, weights = jax.nn.one_hot(labels, len(LABELS)), data["weights"][labels]
-        views = jnp.stack([shown, pairs[..., 0]])
+        views = jnp.stack([inputs, pairs[..., 0]])
         if settings.mixup:
             own = random.beta(for_shares, settings.mixup, settings.mixup, (count,))
             other = random.permutation(for_others, count)
             views = own[:, None, None] * views + (1 - own[:, None, None]) * views[:, other]
             labels = jnp.where(own >= 0.5, labels, labels[other])
-            both = own * weights, (1 - own) * weights[other]
-            weights = both[0] + both[1]
-            targets = (both[0][:, None] * targets + both[1][:, None] * targets[other]) / weights[:, None]
+            first, second = own * weights, (1 - own) * weights[other]
+            weights = first + second
+            targets = (first[:, None] * targets + second[:, None] * targets[other]) / weights[:, None]
         views = jnp.round(jnp.clip(views, 0, 255))[..., None]
         targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing / len(LABELS)
         if self.teachers:
-            both_views = views.reshape(-1, *views.shape[2:])
-            said = [
-                _ask(teacher, variables, both_views).reshape(2, count, -1).mean(axis=0)
+            all_views = views.reshape(-1, *views.shape[2:])
+            teacher_scores = [
+                _predict(teacher, variables, all_views).reshape(2, count, -1).mean(axis=0)
                 for teacher, variables in zip(self.teachers, data["teachers"], strict=True)
             ]
             share = settings.teacher_share
-            targets = (1 - share) * targets + share * jnp.mean(jnp.stack(said), axis=0)
+            targets = (1 - share) * targets + share * jnp.mean(jnp.stack(teacher_scores), axis=0)
         return views[0], lax.stop_gradient(targets), weights, labels
 
 
-def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
+def augment_views(pairs: Any, key: Any, strength: float) -> Any:
     """Flip, turn, scale, shift, light and blur faces at random, as `augment.augment` does, and add noise.
 
     The views of a face are changed alike.
@@ -252,8 +256,10 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
     images = (upper * (1 - low_share) + lower * low_share).reshape(pairs.shape)
 
     # of no width for those that are not blurred
-    blurred = random.bernoulli(keys[5], augment.BLURRED * strength, (count,))
-    width = jnp.where(blurred, random.uniform(keys[6], (count,), minval=augment.BLUR[0], maxval=augment.BLUR[1]), 0.1)
+    is_blurred = random.bernoulli(keys[5], augment.BLURRED * strength, (count,))
+    width = jnp.where(
+        is_blurred, random.uniform(keys[6], (count,), minval=augment.BLUR[0], maxval=augment.BLUR[1]), 0.1
+    )
     taps = jnp.exp(-0.5 * (jnp.arange(-2, 3) / width[:, None]) ** 2)
     taps = (taps / taps.sum(axis=1, keepdims=True))[:, :, None, None, None]
     padded = jnp.pad(images, ((0, 0), (2, 2), (0, 0), (0, 0)), mode="edge")
@@ -268,12 +274,12 @@ def changed_alike(pairs: Any, key: Any, strength: float) -> Any:
     mean = images.mean(axis=(1, 2), keepdims=True)
     images = (images - mean) * contrast + mean + brightness
     noise_keys = random.split(keys[9], 3)
-    noisy = random.bernoulli(noise_keys[0], NOISY * strength, (count, 1, 1, 1))
-    deviation = random.uniform(noise_keys[1], (count, 1, 1, 1), maxval=NOISE) * noisy
+    is_noisy = random.bernoulli(noise_keys[0], NOISY * strength, (count, 1, 1, 1))
+    deviation = random.uniform(noise_keys[1], (count, 1, 1, 1), maxval=NOISE) * is_noisy
     return jnp.clip(images + deviation * random.normal(noise_keys[2], (*pairs.shape[:3], 1)), 0, 255)
 
 
-def covered(images: Any, key: Any, share: float) -> Any:
+def cut_out(images: Any, key: Any, share: float) -> Any:
     """Lay a patch of one grey over the lower half of some faces, as `augment.cut_out` does.
 
     Args:
@@ -301,7 +307,7 @@ def covered(images: Any, key: Any, share: float) -> Any:
     return jnp.where(inside, random.uniform(keys[4], (count, 1, 1), maxval=255), images)
 
 
-def in_half_precision(architecture: str) -> keras.Model:
+def build_mixed_precision(architecture: str) -> keras.Model:
     """A network that computes in bfloat16, which halves a large one's time on a GPU; its weights are float32."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -315,7 +321,7 @@ def _variables(network: keras.Model) -> tuple[list[Any], list[Any]]:
     return [v.value for v in network.trainable_variables], [v.value for v in network.non_trainable_variables]
 
 
-def _ask(network: keras.Model, variables: tuple[list[Any], list[Any]], faces: Any) -> Any:
+def _predict(network: keras.Model, variables: tuple[list[Any], list[Any]], faces: Any) -> Any:
     scores, _ = network.stateless_call(*variables, faces, training=False)
     return scores.astype(jnp.float32)
 
@@ -326,5 +332,5 @@ def _loss(
     scores, rest = network.stateless_call(trainable, rest, faces, training=True)
     scores = scores.astype(jnp.float32)
     losses = -(targets * jnp.log(jnp.clip(scores, 1e-7, 1))).sum(axis=-1)
-    right = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
-    return (weights * losses).mean(), (right.mean(), rest)
+    correct = (scores.argmax(axis=-1) == labels).astype(jnp.float32)
+    return (weights * losses).mean(), (correct.mean(), rest)

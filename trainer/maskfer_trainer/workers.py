@@ -30,16 +30,16 @@ from maskfer_edge.dependencies import extra
 from maskfer_edge.errors import InputError
 
 # So many workers may die one after another, with no result between them, for each that works at a time.
-MOST_DEATHS = 10
+MAX_DEATHS = 10
 # A worker of those that keep an order makes one while its last one waits to be taken.
 BATCHES_AHEAD = 2
 # Enough for a worker to find its next batch waiting, and little for the scheduler to hold.
-BATCHES_A_THREAD = 4
+BATCHES_PER_THREAD = 4
 CONNECT_SECONDS = 10.0
 # A worker's nanny starts it anew within seconds.
 NO_WORKER_SECONDS = 20.0
 # How often to look whether there still are workers.
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 # For one batch's results to come over the network.
 FETCH_SECONDS = 60.0
 
@@ -74,7 +74,7 @@ def run_here(
     if workers <= 1:
         yield from map(task, batches)
     else:
-        yield from _see_through(_on_processes(task, iter(batches), workers), MOST_DEATHS * workers, task, died)
+        yield from _with_retries(_on_processes(task, iter(batches), workers), MAX_DEATHS * workers, task, died)
 
 
 def run_in_order(task: Task[T, R], batches: Iterable[list[T]], workers: int) -> Generator[list[R], None, None]:
@@ -99,27 +99,27 @@ def run_in_order(task: Task[T, R], batches: Iterable[list[T]], workers: int) -> 
         return
     remaining = iter(batches)
     first = list(islice(remaining, BATCHES_AHEAD * workers))
-    crew: list[_Process[T, R]] = []
+    processes: list[_Process[T, R]] = []
     try:
         for _ in first[:workers]:  # all start before the first is waited for
-            crew.append(_Process(task))
-        for batch, process in zip(first, cycle(crew)):
-            process.give(batch)
-        for place in cycle(range(len(crew))):
-            if not crew[place].given:
+            processes.append(_Process(task))
+        for batch, process in zip(first, cycle(processes)):
+            process.send(batch)
+        for place in cycle(range(len(processes))):
+            if not processes[place].pending:
                 return
             deaths = 0
-            while (results := crew[place].take()[1]) is None:
+            while (results := processes[place].receive()[1]) is None:
                 deaths += 1
-                if deaths >= MOST_DEATHS:
+                if deaths >= MAX_DEATHS:
                     raise _no_results(deaths)
-                crew[place] = crew[place].succeeded()
+                processes[place] = processes[place].restarted()
             for batch in islice(remaining, 1):
-                crew[place].give(batch)
+                processes[place].send(batch)
             yield results
     finally:
-        for process in crew:
-            process.end()
+        for process in processes:
+            process.kill()
 
 
 def run_on_cluster(
@@ -145,7 +145,7 @@ def run_on_cluster(
         InputError: If there is no scheduler at `address`, it has no workers, or they lack maskfer.
         Exception: What `task` raises, as it is.
     """
-    yield from _see_through(_on_cluster(task, iter(batches), address), MOST_DEATHS, task, died)
+    yield from _with_retries(_on_cluster(task, iter(batches), address), MAX_DEATHS, task, died)
 
 
 def check_scheduler(address: str) -> None:
@@ -165,18 +165,18 @@ def check_scheduler(address: str) -> None:
             client.close()
 
 
-def _see_through(
-    outcomes: Generator[Outcome[T, R], None, None], most_deaths: int, task: Task[T, R], died: Callable[[T], R]
+def _with_retries(
+    outcomes: Generator[Outcome[T, R], None, None], max_deaths: int, task: Task[T, R], died: Callable[[T], R]
 ) -> Generator[list[R], None, None]:
     """Yield all results, at last those of the batches whose worker died."""
-    suspects = yield from _survivors(outcomes, most_deaths)
-    alone = _on_processes(task, ([item] for item in suspects), 1)
-    dead = yield from _survivors(alone, MOST_DEATHS)
+    lost = yield from _completed(outcomes, max_deaths)
+    alone = _on_processes(task, ([item] for item in lost), 1)
+    dead = yield from _completed(alone, MAX_DEATHS)
     if dead:
         yield [died(item) for item in dead]
 
 
-def _survivors(outcomes: Generator[Outcome[T, R], None, None], most_deaths: int) -> Generator[list[R], None, list[T]]:
+def _completed(outcomes: Generator[Outcome[T, R], None, None], max_deaths: int) -> Generator[list[R], None, list[T]]:
     """Yield the results that there are; return the items of the other batches."""
     lost: list[T] = []
     deaths = 0
@@ -188,7 +188,7 @@ def _survivors(outcomes: Generator[Outcome[T, R], None, None], most_deaths: int)
                 continue
             lost += batch
             deaths += 1
-            if deaths >= most_deaths:
+            if deaths >= max_deaths:
                 raise _no_results(deaths)
     return lost
 
@@ -201,38 +201,38 @@ def _no_results(deaths: int) -> InputError:
 
 
 def _on_processes(task: Task[T, R], batches: Iterator[list[T]], workers: int) -> Generator[Outcome[T, R], None, None]:
-    crew: list[_Process[T, R]] = []
+    processes: list[_Process[T, R]] = []
     busy: dict[Any, _Process[T, R]] = {}
     try:
         first = list(islice(batches, workers))
         for _ in first:  # all start before the first is waited for
-            crew.append(_Process(task))
-        for process, batch in zip(crew, first, strict=True):
-            process.give(batch)
+            processes.append(_Process(task))
+        for process, batch in zip(processes, first, strict=True):
+            process.send(batch)
             busy[process.connection] = process
         while busy:
             for ready in connection.wait(list(busy)):
                 process = busy.pop(ready)
-                outcome = process.take()
+                outcome = process.receive()
                 for batch in islice(batches, 1):
                     if outcome[1] is None:
-                        crew.remove(process)
-                        process.end()
+                        processes.remove(process)
+                        process.kill()
                         process = _Process(task)
-                        crew.append(process)
-                    process.give(batch)
+                        processes.append(process)
+                    process.send(batch)
                     busy[process.connection] = process
                 yield outcome
     finally:
-        for process in crew:
-            process.end()
+        for process in processes:
+            process.kill()
 
 
 class _Process(Generic[T, R]):
     """A process that does one batch after another, for as long as this one lives.
 
     Attributes:
-        given: Batches whose results were not taken yet.
+        pending: Batches whose results were not taken yet.
     """
 
     def __init__(self, task: Task[T, R]) -> None:
@@ -241,7 +241,7 @@ class _Process(Generic[T, R]):
         self.connection, other = context.Pipe()
         self._process = context.Process(target=_serve, args=(task, other), daemon=True)
         self._task = task
-        self.given: deque[list[T]] = deque()
+        self.pending: deque[list[T]] = deque()
         resource_tracker.ensure_running()  # else start() does it, which unblocks SIGINT
         # Ctrl-C is this process' to handle; a blocked signal stays blocked in the new one from its first moment
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -251,30 +251,30 @@ class _Process(Generic[T, R]):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         other.close()  # now the other end closes when the process dies
 
-    def give(self, batch: list[T]) -> None:
-        self.given.append(batch)
-        with suppress(OSError):  # it has died; take() will say so
+    def send(self, batch: list[T]) -> None:
+        self.pending.append(batch)
+        with suppress(OSError):  # it has died; receive() will say so
             self.connection.send(batch)
 
-    def take(self) -> Outcome[T, R]:
+    def receive(self) -> Outcome[T, R]:
         """The next batch and its results, None if the process died; raises what the task raised."""
         try:
             results, error = self.connection.recv()
         except (EOFError, OSError):
-            return self.given[0], None
+            return self.pending[0], None
         if error is not None:
             raise error
-        return self.given.popleft(), results
+        return self.pending.popleft(), results
 
-    def succeeded(self) -> _Process[T, R]:
-        """A new process that has been given the same batches; ends this one."""
-        self.end()
+    def restarted(self) -> _Process[T, R]:
+        """A new process for the same pending batches; kills this one."""
+        self.kill()
         process = _Process(self._task)
-        for batch in self.given:
-            process.give(batch)
+        for batch in self.pending:
+            process.send(batch)
         return process
 
-    def end(self) -> None:
+    def kill(self) -> None:
         self.connection.close()
         self._process.kill()
         self._process.join()
@@ -313,16 +313,19 @@ def _on_cluster(task: Task[T, R], batches: Iterator[list[T]], address: str) -> G
     running: dict[Any, list[T]] = {}
     try:
         while True:
-            room = BATCHES_A_THREAD * _count_threads(client, address) - len(running)
+            room = BATCHES_PER_THREAD * _count_threads(client, address) - len(running)
             for batch in islice(batches, max(room, 0)):
                 call = pickle.dumps(_Call(task, batch))
                 # without the setting it warns of batches over 10 MB
-                with _reaching(address), dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}):
+                with (
+                    _connection_errors(address),
+                    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"}),
+                ):
                     running[client.submit(pickle.loads, call, pure=False)] = batch
             if not running:
                 return
             for future in _finished(list(running), address):
-                with _reaching(address):
+                with _connection_errors(address):
                     error = future.exception() if future.status == "error" else None
                     try:
                         results = future.result(timeout=FETCH_SECONDS) if error is None else None
@@ -350,22 +353,22 @@ def _connect(address: str) -> Any:
     for name in ("distributed", "distributed.client"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-    async def knock() -> None:
+    async def probe() -> None:
         # Client waits forever for a server that keeps silent, as one of HTTP does
         security = Security().get_connection_args("client")
-        door = await asyncio.wait_for(connect(address, CONNECT_SECONDS, **security), CONNECT_SECONDS)
-        await door.close()
+        comm = await asyncio.wait_for(connect(address, CONNECT_SECONDS, **security), CONNECT_SECONDS)
+        await comm.close()
 
     try:
-        with _reaching(address):
-            asyncio.run(knock())
+        with _connection_errors(address):
+            asyncio.run(probe())
             return Client(address, timeout=CONNECT_SECONDS)
     except (AssertionError, ImportError, MemoryError, TypeError, ValueError) as error:  # malformed, or another server
         raise InputError(f"{address} is no address of a Dask scheduler; one looks like tcp://HOST:8786") from error
 
 
 @contextmanager
-def _reaching(address: str) -> Iterator[None]:
+def _connection_errors(address: str) -> Iterator[None]:
     try:
         yield
     except (OSError, CancelledError) as error:
@@ -379,7 +382,7 @@ def _count_threads(client: Any, address: str) -> int:
     """Threads of all workers; waits for the first worker."""
     deadline = time.monotonic() + NO_WORKER_SECONDS
     while True:
-        with _reaching(address):
+        with _connection_errors(address):
             if client.status != "running":
                 raise OSError("connection lost")
             threads: int = sum(client.nthreads().values())
@@ -394,8 +397,8 @@ def _finished(futures: list[Any], address: str) -> list[Any]:
     """Those that are finished, as soon as there is one; none after a while."""
     from distributed import wait
 
-    with _reaching(address):
+    with _connection_errors(address):
         try:
-            return list(wait(futures, timeout=LOOK_SECONDS, return_when="FIRST_COMPLETED").done)
+            return list(wait(futures, timeout=POLL_SECONDS, return_when="FIRST_COMPLETED").done)
         except TimeoutError:
             return []

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def made_ahead(pool: Executor, make: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
+def prefetch(pool: Executor, make: Callable[..., T], tasks: Iterable[tuple[Any, ...]], ahead: int) -> Iterator[T]:
     """The results of some tasks in their order, while a pool works on the next ones.
 
     Args:

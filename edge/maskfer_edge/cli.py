@@ -167,6 +167,7 @@ def bench_command(
     """Measure a run on this machine: frames a second, latency by stage, memory, start, CPU. Default source: demo."""
     from maskfer_edge.bench import bench
     from maskfer_edge.errors import InputError
+    from maskfer_edge.quiet import quiet_native_libraries
 
     if against not in (None, "naive"):
         raise InputError(f"--against takes naive; received {against!r}")
@@ -178,7 +179,8 @@ def bench_command(
     settings = run_settings(config, given)
     if settings.source == "auto":  # a camera, which cannot be measured
         settings = replace(settings, source="demo")
-    report = bench(settings, naive_model)
+    with quiet_native_libraries():
+        report = bench(settings, naive_model)
     if json_:
         print_json(report)
         return
@@ -222,7 +224,7 @@ def predict_command(
     mirror: MirrorOption = True,
     min_confidence: ConfidenceOption = 0.0,
 ) -> None:
-    """Say the expression of every face in each IMAGE.
+    """Classify the expression of every face in each IMAGE; for folders and videos see run --source.
 
     Exit status 1 if a picture cannot be read (the others are looked at all the same), or no face is found in any.
     """

@@ -144,10 +144,13 @@ class ModelStore:
                 f'run with --model {query}, or model = "{query}" in maskfer.toml'
             )
         if not models:
-            raise InputError(f"{self.folder} holds no models; install one: maskfer-edge model install FILE")
+            raise self._no_models()
         known = {BUNDLED: BUNDLED} | {text: str(m) for m in models for text in (m.id, m.name, str(m))}
         nearest = known[difflib.get_close_matches(query, known, 1, 0.0)[0]]
         raise InputError(f"{self.folder} holds no model {query!r}; the nearest is {nearest}")
+
+    def _no_models(self) -> InputError:
+        return InputError(f"{self.folder} holds no models; install one: maskfer-edge model install FILE")
 
     def state(self) -> State:
         """What is in use; if that cannot be read it is the bundled models, and a line is reported."""
@@ -251,6 +254,8 @@ class ModelStore:
             InputError: If there is nothing to go back to, or it is damaged.
             OutputError: As `change`.
         """
+        if not self.folder.is_dir():
+            raise self._no_models()
         done: list[tuple[str, Slot, Slot]] = []
 
         def update(state: State) -> State:

@@ -36,33 +36,35 @@ class RunSettings:
 
     source: str = _setting("auto", "usb:N, a device, picamera, rtsp:// or http://, browser, a file, a folder, demo.")
     size: str = _setting("", "Width and height to ask a USB or Pi camera for, such as 640x480.")
-    fps: float = _setting(0.0, "Frames a second to ask it for; of a stream, how many to expect.")
-    realtime: bool = _setting(False, "Play a file in its own time, as a camera would give it.")
+    fps: float = _setting(0.0, "Frames a second to ask it for; for a stream, how many to expect.")
+    realtime: bool = _setting(False, "Play a file at its own speed, like a camera.")
     loop: bool = _setting(False, "Start a file again at its end.")
-    retries: int = _setting(-1, "Attempts in a row to open a lost camera; -1: for ever.")
+    retries: int = _setting(-1, "Attempts in a row to reopen a lost camera; -1: no limit.")
     model: str = _setting(
         "", "Model file of converter quantize, or a bundled one: lean (default), or large, for a Pi 5 or a laptop."
     )
     models: str = _setting("", "Folder of installed models (maskfer-edge model): what is in use there is taken.")
     runtime: str = _setting("auto", "TFLite runtime: auto, litert, litert-builtin or tflite-runtime.")
-    threads: int = _setting(1, "Of the network; more than one slows a small one down.")
-    mirror: bool = _setting(True, "Ask about each face's mirror image as well: surer, twice the time.")
-    detector: str = _setting("learned", "What finds the faces: learned, haar or yunet.")
+    threads: int = _setting(1, "Threads of the network; more than one slows a small one down.")
+    mirror: bool = _setting(
+        True, "Also classify each face's mirror image (test-time flip): more accurate, twice the time."
+    )
+    detector: str = _setting("learned", "Face detector: learned, haar or yunet.")
     detector_model: str = _setting("", "Model file of the learned detector, or YuNet's .onnx.")
     detect_every: int = _setting(
         0,
-        "Look for faces in every so many frames of a video; between, they move on. 0: in every third; blurred, in all.",
+        "Run the detector on every Nth frame of a video, and track faces in between. 0: every third; with blur every one.",
     )
     search_side: int = _setting(
         640, "Longest side in pixels at which haar and yunet look for faces; learned has its own."
     )
     budget_ms: float = _setting(0.0, "Classify faces in turn, within so many milliseconds a frame; 0: all of them.")
-    min_confidence: float = _setting(0.0, "Share, 0 to 1, of which the network must be sure; else a face is Unsure.")
+    min_confidence: float = _setting(0.0, "Confidence, 0 to 1, below which a face is shown as Unsure.")
     headless: bool = _setting(False, "Open no window.")
     jsonl: str = _setting("", "Write one line of JSON a frame to this file; - for stdout.")
     csv: str = _setting("", "Write one line a face to this file.")
     rotate_mb: float = _setting(0.0, "Begin a new .jsonl or .csv after so many megabytes, and keep the five newest.")
-    append: bool = _setting(False, "Go on with existing .jsonl and .csv files.")
+    append: bool = _setting(False, "Add to existing .jsonl and .csv files.")
     record: str = _setting("", "Write the annotated video to this file (.mp4 or .avi).")
     browser: str = _setting("", "Serve a live view at this address: 8090, or HOST:PORT with a token.")
     token: str = _setting("", "What a browser must know (?token=...); or in MASKFER_TOKEN.")

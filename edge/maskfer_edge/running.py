@@ -203,6 +203,8 @@ def _ineffective_settings(settings: RunSettings, camera: Camera) -> Iterator[str
     by_page = isinstance(camera, BrowserCamera)
     if settings.token and not (settings.browser or by_page):
         yield "token has no effect without browser"
+    if settings.append and not (settings.jsonl or settings.csv):
+        yield "append has no effect without jsonl or csv"
     effective: tuple[str, ...] = () if by_page else ("size", "fps")
     if camera.file:
         effective = ("realtime", "loop")

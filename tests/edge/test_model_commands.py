@@ -229,9 +229,16 @@ def test_what_cannot_be_done_is_one_line(model, make, arguments, message):
     assert_one_line(model(*arguments), message)
 
 
-@pytest.mark.parametrize(("name", "message"), [("large", "large is a bundled network"), ("summer", "holds no models")])
-def test_without_a_store_what_there_is_not_is_said_all_the_same(model, store, name, message):
-    assert_one_line(model("use", name), message)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("use", "large"), "large is a bundled network"),
+        (("use", "summer"), "holds no models"),
+        (("rollback",), "holds no models; install one"),
+    ],
+)
+def test_without_a_store_what_there_is_not_is_said_all_the_same(model, store, arguments, message):
+    assert_one_line(model(*arguments), message)
     assert not store.folder.exists()
 
 

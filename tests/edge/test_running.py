@@ -141,6 +141,7 @@ def test_without_a_camera_auto_is_one_line(monkeypatch):
         ({}, []),
         ({"realtime": True}, []),
         ({"token": "sesame"}, ["token has no effect without browser"]),
+        ({"append": True}, ["append has no effect without jsonl or csv"]),
         ({"size": "640x480", "fps": 5.0, "loop": True}, ["no effect on demo: size, fps"]),
     ],
 )

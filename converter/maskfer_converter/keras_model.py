@@ -15,7 +15,7 @@ from maskfer_edge.errors import InputError
 from maskfer_edge.files import read_bytes
 from maskfer_edge.model_file import FLATBUFFER_IDENTIFIER
 
-# What a network of `trainer fit-rescorer` says it is.
+# The kind in the metadata of a network of `trainer fit-rescorer`.
 RESCORER = "rescorer"
 EXPRESSION_SHAPES = ((None, INPUT_SIZE, INPUT_SIZE, 1), (None, len(LABELS)))
 

@@ -53,7 +53,7 @@ class RunSettings:
     detector_model: str = _setting("", "Model file of the learned detector, or YuNet's .onnx.")
     detect_every: int = _setting(
         0,
-        "Run the detector on every Nth frame of a video, and track faces in between. 0: every third; with blur every one.",
+        "Run the detector on every Nth frame of a video, and track faces between. 0: every third; with blur every one.",
     )
     search_side: int = _setting(
         640, "Longest side in pixels at which haar and yunet look for faces; learned has its own."

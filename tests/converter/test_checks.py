@@ -65,7 +65,7 @@ def test_a_flex_operator_is_found(graph):
     assert (check.what, check.found) == ("no custom or Flex operator", "FlexErf")
 
 
-@pytest.mark.parametrize(("version", "found"), [("2.15.0", "since 2.15.0"), ("", "not said")])
+@pytest.mark.parametrize(("version", "found"), [("2.15.0", "since 2.15.0"), ("", "not stated")])
 def test_operators_newer_than_the_oldest_runtime_are_found(graph, version, found):
     (check,) = [c for c in check_graph(replace(graph, min_runtime=version), "int8") if not c.passed]
     assert (check.what, check.found) == ("operators that TFLite 2.14 has", found)

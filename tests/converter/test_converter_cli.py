@@ -138,7 +138,7 @@ def test_benchmark_prints_json(run_main, tflite_model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["missing.keras", "-o", "out.tflite"], "missing.keras cannot be read"),
         (["text.keras", "-o", "out.tflite"], "text.keras is not a whole .keras file"),
@@ -153,13 +153,13 @@ def test_benchmark_prints_json(run_main, tflite_model):
         (["text.keras", "-o", "out.tflite", "--format", "int3"], "unknown format 'int3'"),
     ],
 )
-def test_errors_are_one_line(run_main, monkeypatch, dataset, tmp_path, arguments, said):
+def test_errors_are_one_line(run_main, monkeypatch, dataset, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     Path("text.keras").write_text("text")
     ran = run_main(main, "quantize", *arguments, "--calibrate", dataset)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
     assert ran.err.startswith("converter: ")
-    assert said in ran.err
+    assert message in ran.err
     assert [p.name for p in tmp_path.iterdir()] == ["text.keras"]
 
 

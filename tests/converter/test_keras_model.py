@@ -41,9 +41,9 @@ def repacked(source: Path, target: Path, **members: bytes) -> Path:
     return target
 
 
-@pytest.mark.parametrize("said", [b"{", b"[]", b"3", b'"lean"'])
-def test_damaged_metadata_is_refused(tmp_path, keras_model, said):
-    path = repacked(keras_model, tmp_path / "model.keras", maskfer=said)
+@pytest.mark.parametrize("content", [b"{", b"[]", b"3", b'"lean"'])
+def test_damaged_metadata_is_refused(tmp_path, keras_model, content):
+    path = repacked(keras_model, tmp_path / "model.keras", maskfer=content)
     with pytest.raises(InputError, match=r"model\.keras"):
         load_keras(path)
 

@@ -99,8 +99,8 @@ def test_what_is_ignored_counts_neither_way(quantized):
 def test_all_checks_pass_and_the_report_lies_beside_it(quantized):
     out, report = quantized
     assert report.failed == []
-    said = json.loads(out.with_suffix(".report.json").read_text())
-    assert (said["calibration"], said["format"], said["comparison"]["scenes"]) == (8, "int8", 4)
+    info = json.loads(out.with_suffix(".report.json").read_text())
+    assert (info["calibration"], info["format"], info["comparison"]["scenes"]) == (8, "int8", 4)
 
 
 @pytest.mark.usefixtures("anew")
@@ -128,9 +128,9 @@ def test_inspect_shows_a_detector_s_metadata(quantized):
 
 @pytest.mark.parametrize("missing", ["stride", "input_size_wh", "score_threshold"])
 def test_what_a_detector_must_say_is_asked_for(keras_detector, scenes, tmp_path, missing):
-    said = {key: value for key, value in METADATA.items() if key != missing}
+    metadata = {key: value for key, value in METADATA.items() if key != missing}
     with pytest.raises(InputError, match="is no whole detector; make it with: trainer fit-detector"):
-        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", said, pictures=8)
+        quantize_detector(keras_detector, scenes, tmp_path / "out.tflite", metadata, pictures=8)
 
 
 def test_too_few_scenes_are_refused(keras_detector, scenes, tmp_path):
@@ -241,7 +241,7 @@ def repacked(source, target, leave_out):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["rescorer", "--calibrate", "DATASET"],
          "rescorer.keras is a rescorer; give it by --rescorer, and as MODEL the .keras of trainer fit-detector"),
@@ -252,13 +252,13 @@ def repacked(source, target, leave_out):
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_tensorflow_is_loaded(
-    run_without, scenes, dataset, tmp_path, arguments, said
+    run_without, scenes, dataset, tmp_path, arguments, message
 ):
     places = {"SCENES": scenes, "DATASET": dataset, "LEAN": MODELS / "lean.keras"}
     model, *options = [places.get(word, word) for word in arguments]
     ran = run_without("tensorflow", "converter", "quantize", MODELS / f"{model}.keras", *options,
                       "-o", tmp_path / "out.tflite")  # fmt: skip
-    assert (ran.code, ran.err.count("\n"), said in ran.err) == (1, 1, True)
+    assert (ran.code, ran.err.count("\n"), message in ran.err) == (1, 1, True)
 
 
 def test_a_second_stage_with_nothing_to_score_is_refused(keras_detector, keras_rescorer, scenes, tmp_path, monkeypatch):

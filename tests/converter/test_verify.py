@@ -30,24 +30,24 @@ def test_a_good_model_passes(tflite_model, dataset):
 
 
 def test_a_model_calibrated_on_one_class_is_found(tmp_path, tflite_model, dataset):
-    said = {**load_model(tflite_model).info.quantization, "calibration": {"Happy": 500}}
-    found = verify(altered(tflite_model, tmp_path / "spoiled.tflite", quantization=said), dataset)
+    claimed = {**load_model(tflite_model).info.quantization, "calibration": {"Happy": 500}}
+    found = verify(altered(tflite_model, tmp_path / "spoiled.tflite", quantization=claimed), dataset)
     assert failed(found) == ["calibrated on every class"]
     assert found.failed[0].found.startswith("none of Angry, Disgust")
 
 
 def test_figures_that_are_not_true_are_found(tmp_path, tflite_model, dataset):
-    said = load_model(tflite_model).info.accuracy
-    boast = {part: {**row, "int8": row["int8"] - 0.2, "float": row["float"] - 0.2} for part, row in said.items()}
+    claimed = load_model(tflite_model).info.accuracy
+    boast = {part: {**row, "int8": row["int8"] - 0.2, "float": row["float"] - 0.2} for part, row in claimed.items()}
     found = verify(altered(tflite_model, tmp_path / "boast.tflite", accuracy=boast), dataset)
     assert failed(found) == ["masked test: as accurate as the file says", "bare test: as accurate as the file says"]
 
 
 def test_figures_of_other_pictures_are_not_compared(tmp_path, tflite_model, dataset):
     info = load_model(tflite_model).info
-    said = {part: {**row, "int8": 0.1, "float": 0.1} for part, row in info.accuracy.items()}
+    claimed = {part: {**row, "int8": 0.1, "float": 0.1} for part, row in info.accuracy.items()}
     elsewhere = {**info.quantization, "dataset_sha256": "00" * 32}
-    found = verify(altered(tflite_model, tmp_path / "m.tflite", accuracy=said, quantization=elsewhere), dataset)
+    found = verify(altered(tflite_model, tmp_path / "m.tflite", accuracy=claimed, quantization=elsewhere), dataset)
     assert (failed(found), found.same_pictures) == ([], False)
 
 
@@ -58,15 +58,15 @@ def test_a_file_without_figures_is_found(tmp_path, tflite_model, dataset, accura
 
 
 def test_a_loss_past_the_limit_is_found(tmp_path, tflite_model, dataset):
-    said = load_model(tflite_model).info.accuracy
-    worse = {part: {**row, "float": row["int8"] + 0.006, "agreement": 0.969} for part, row in said.items()}
+    claimed = load_model(tflite_model).info.accuracy
+    worse = {part: {**row, "float": row["int8"] + 0.006, "agreement": 0.969} for part, row in claimed.items()}
     found = verify(altered(tflite_model, tmp_path / "m.tflite", accuracy=worse), dataset)
     assert failed(found)[:2] == ["masked test: at most 0.5 points lost", "masked test: 97 % agree"]
 
 
 def test_a_format_that_nobody_knows_is_found(tmp_path, tflite_model, dataset):
-    said = {"format": "int4"}
-    found = verify(altered(tflite_model, tmp_path / "m.tflite", quantization=said), dataset)
+    claimed = {"format": "int4"}
+    found = verify(altered(tflite_model, tmp_path / "m.tflite", quantization=claimed), dataset)
     assert failed(found)[0] == "of a known format"
 
 
@@ -90,6 +90,6 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path, tflite_model):
 
 def test_every_label_is_looked_for(tmp_path, tflite_model, dataset):
     counts = {label: 3 for label in LABELS if label != "Fear"}
-    said = {**load_model(tflite_model).info.quantization, "calibration": counts}
-    found = verify(altered(tflite_model, tmp_path / "m.tflite", quantization=said), dataset)
+    claimed = {**load_model(tflite_model).info.quantization, "calibration": counts}
+    found = verify(altered(tflite_model, tmp_path / "m.tflite", quantization=claimed), dataset)
     assert found.failed[0].found == "none of Fear"

@@ -76,19 +76,19 @@ def test_cut_out_leaves_its_input_and_does_nothing_for_no_share(faces):
 def test_mix_up_gives_shares_of_two():
     faces = np.arange(6, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 2, 1), np.float32)
     targets, weights = np.eye(6, dtype=np.float32), np.ones(6, dtype=np.float32)
-    mixed, said, weighed = mix_up(faces, targets, weights, np.random.default_rng(0), 0.4)
-    assert (mixed.shape, said.shape, weighed.tolist()) == (faces.shape, targets.shape, pytest.approx([1] * 6))
-    assert mixed[:, 0, 0, 0] == pytest.approx(said @ np.arange(6), abs=1e-5)
-    assert ((said > 0).sum(axis=1) <= 2).all()
-    assert (said.max(axis=1) < 1).any()
+    mixed, mixed_targets, weighed = mix_up(faces, targets, weights, np.random.default_rng(0), 0.4)
+    assert (mixed.shape, mixed_targets.shape, weighed.tolist()) == (faces.shape, targets.shape, pytest.approx([1] * 6))
+    assert mixed[:, 0, 0, 0] == pytest.approx(mixed_targets @ np.arange(6), abs=1e-5)
+    assert ((mixed_targets > 0).sum(axis=1) <= 2).all()
+    assert (mixed_targets.max(axis=1) < 1).any()
 
 
 def test_mix_up_mixes_the_weighted_losses():
     faces, targets = np.arange(6, dtype=np.float32)[:, None, None, None], np.eye(6, dtype=np.float32)
     weights = np.array([1, 2, 3, 4, 5, 6], dtype=np.float32)
-    mixed, said, weighed = mix_up(faces, targets, weights, np.random.default_rng(0), 1.0)
+    mixed, mixed_targets, weighed = mix_up(faces, targets, weights, np.random.default_rng(0), 1.0)
     plain = mix_up(faces, targets, np.ones(6, np.float32), np.random.default_rng(0), 1.0)
     assert np.array_equal(mixed, plain[0])
     # weight × target is the mix of weight × target of both
-    assert weighed[:, None] * said == pytest.approx(plain[1] * weights, abs=1e-5)
-    assert said.sum(axis=1) == pytest.approx([1] * 6, abs=1e-5)
+    assert weighed[:, None] * mixed_targets == pytest.approx(plain[1] * weights, abs=1e-5)
+    assert mixed_targets.sum(axis=1) == pytest.approx([1] * 6, abs=1e-5)

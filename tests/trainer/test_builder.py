@@ -304,8 +304,8 @@ def test_an_own_template_is_used_and_its_hash_kept(tmp_path, small_source):
     template = load_template(make_template(tmp_path))
     build(small_source, tmp_path / "out", kinds=(), templates=(template,))
     assert {record["mask"]["kind"] for record in manifest(tmp_path / "out")} == {"green"}
-    said = json.loads((tmp_path / "out/dataset.json").read_text())["templates"]
-    assert said == BuildSettings(templates=(template,)).as_json()["templates"]
+    info = json.loads((tmp_path / "out/dataset.json").read_text())["templates"]
+    assert info == BuildSettings(templates=(template,)).as_json()["templates"]
 
 
 @pytest.mark.timeout(120)

@@ -16,11 +16,11 @@ CORNER = [[2, 2], [9, 2], [9, 30], [40, 30], [40, 38], [2, 38]]
 
 
 def record(picture: str = "masked/test/sad/0.png", **changes):
-    said = {
+    defaults = {
         "picture": picture, "size": [64, 48], "class": "sad", "box": [5, 4, 40, 40], "polygon": SQUARE,
         "mask": {"kind": "cloth", "worn": "chin", "colour": [0, 0, 1]},
     }  # fmt: skip
-    return {**said, **changes}
+    return {**defaults, **changes}
 
 
 def annotations(*records, name: str):

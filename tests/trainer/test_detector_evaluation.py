@@ -81,7 +81,7 @@ def test_a_file_of_a_spreadsheet_is_read(make_photos):
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (["0.png,with_mask,0,0,10,10", "0.png,with_mask,a,0,10,10"], "line 3: xmin is 'a'; expected a number"),
         (["0.png,with_mask,0,0,10"], "line 2: ymax is ''; expected a number"),
@@ -101,10 +101,10 @@ def test_a_file_of_a_spreadsheet_is_read(make_photos):
         ([], "boxes.csv lists no faces"),
     ],
 )
-def test_a_bad_line_is_named(make_photos, lines, said):
+def test_a_bad_line_is_named(make_photos, lines, message):
     with pytest.raises(InputError) as caught:
         read_photos(make_photos(*lines))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "boxes.csv" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -124,17 +124,17 @@ def test_missing_columns_are_named(make_photos, header, missing):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "boxes.csv cannot be read: No such file"),
         (b"\xff\xfe\x00", "boxes.csv is not text in UTF-8"),
         (f"{LABELLED}\n{'x' * 200_000},with_mask,0,0,1,1".encode(), "boxes.csv, line 1: field larger than field limit"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(tmp_path, content, said):
+def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
     if content is not None:
         (tmp_path / "boxes.csv").write_bytes(content)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_photos(tmp_path)
 
 

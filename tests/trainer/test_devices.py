@@ -8,15 +8,15 @@ from maskfer_trainer import devices
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [([], "No GPU is used: .* sees none; training on the CPU"), (["Card A"], "on GPU Card A, by"),
      (["Card A", "Card B"], "Card A, of 2; all .* --distribute")],
 )  # fmt: skip
-def test_it_says_whether_a_gpu_is_used(monkeypatch, found, said):
+def test_it_says_whether_a_gpu_is_used(monkeypatch, found, message):
     import re
 
     monkeypatch.setattr(devices, "gpus", lambda: found)
-    assert re.search(said, devices.describe())
+    assert re.search(message, devices.describe())
 
 
 def test_a_machine_without_gpu_has_none(monkeypatch):

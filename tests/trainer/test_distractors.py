@@ -14,7 +14,7 @@ def scene():
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_decoys_keep_away_from_faces(seed):
+def test_distractors_keep_away_from_faces(seed):
     image = scene()
     draw_distractors(image, BOXES, 3, np.random.default_rng(seed))
     changed = image != 90
@@ -22,7 +22,7 @@ def test_decoys_keep_away_from_faces(seed):
         assert not changed[y - 4 : y + h + 4, x - 4 : x + w + 4].any()
 
 
-def test_decoys_are_drawn_and_differ():
+def test_distractors_are_drawn_and_differ():
     images = [scene() for _ in range(40)]
     for seed, image in enumerate(images):
         draw_distractors(image, BOXES, 1, np.random.default_rng(seed))
@@ -54,7 +54,7 @@ def test_each_kind_stands_out(kind, under):
 
 
 @pytest.mark.parametrize("box", [(-5, 10, 20, 16), (300, 200, 18, 16)])
-def test_a_decoy_at_the_edge_is_clipped(box):
+def test_a_distractor_at_the_edge_is_clipped(box):
     for kind in distractors.KINDS:
         image = scene()
         distractors._draw(image, kind, box, np.random.default_rng(0))

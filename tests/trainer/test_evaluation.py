@@ -221,10 +221,10 @@ def test_a_data_set_without_bare_pictures_says_how_to_get_them(tmp_path, dataset
 @pytest.mark.parametrize(("mark", "duplicates", "near"), [("in_train", 3, 0), ("near_train", 0, 3)])
 def test_only_pixel_for_pixel_copies_count_as_standing_in_train(tmp_path, dataset, keras_model, mark, duplicates, near):
     def marked(record):
-        said = {"in_train": "", "near_train": ""}
+        info = {"in_train": "", "near_train": ""}
         if (record["split"], record["class"]) == ("test", "sad"):
-            said[mark] = "train/sad/0.png"
-        return {**record, **said}
+            info[mark] = "train/sad/0.png"
+        return {**record, **info}
 
     found = evaluate(keras_model, change_records(dataset, tmp_path / "data", marked)).parts["masked"]
     assert (found.pictures, found.duplicates, found.near) == (21, duplicates, near)

@@ -82,9 +82,9 @@ def test_a_run_leaves_model_history_and_curves(run):
 
 def test_the_model_says_what_a_converter_needs(run):
     with zipfile.ZipFile(run[0] / "model.keras") as archive:
-        said = json.loads(archive.read("maskfer.json"))
-    assert (said["kind"], said["stride"], said["input_size_wh"]) == ("detector", 8, [320, 240])
-    assert 0 < said["score_threshold"] < 1
+        info = json.loads(archive.read("maskfer.json"))
+    assert (info["kind"], info["stride"], info["input_size_wh"]) == ("detector", 8, [320, 240])
+    assert 0 < info["score_threshold"] < 1
 
 
 def test_the_model_has_two_maps(run):
@@ -140,11 +140,11 @@ def test_a_run_that_was_cut_short_is_gone_on_with(tmp_path, scenes):
 
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_at_work_keeps_others_off(tmp_path, scenes):
-    def log(said):
-        if said.startswith("epoch"):
+    def log(message):
+        if message.startswith("epoch"):
             with pytest.raises(OutputError, match="another run is writing"):
                 fit_detector(scenes, tmp_path / "run", short, resume=True)
-            refused.append(said)
+            refused.append(message)
 
     short, refused = replace(SHORT, epochs=1), []
     fit_detector(scenes, tmp_path / "run", short, workers=1, log=log)
@@ -194,14 +194,14 @@ def test_a_run_starts_from_given_weights(tmp_path, scenes, run):
     kernels = [[w for w in m.get_weights() if w.ndim == 4] for m in (before, model)]
     for old, new in zip(*kernels, strict=True):
         np.testing.assert_allclose(new, old, atol=1e-6)
-    said = json.loads((tmp_path / "run/run.json").read_text())
-    assert len(said["initial_sha256"]) == 64
+    info = json.loads((tmp_path / "run/run.json").read_text())
+    assert len(info["initial_sha256"]) == 64
 
 
 def test_scenes_of_other_portraits_are_not_the_same_run(run, scenes, tmp_path):
     others = shutil.copytree(scenes, tmp_path / "others")
-    said = json.loads((others / "scenes.json").read_text())
-    (others / "scenes.json").write_text(json.dumps({**said, "sha256": "cd" * 32}))
+    info = json.loads((others / "scenes.json").read_text())
+    (others / "scenes.json").write_text(json.dumps({**info, "sha256": "cd" * 32}))
     with pytest.raises(InputError, match="was started otherwise: with scenes"):
         fit_detector(others, run[0], SHORT, resume=True)
 

@@ -134,8 +134,8 @@ def learned_from(tmp_path, monkeypatch):
     class Read(Exception):
         pass
 
-    def stop(said):
-        if "candidates" in said:
+    def stop(message):
+        if "candidates" in message:
             raise Read
 
     monkeypatch.setattr(module, "read_grey", lambda path: read.append(path.name) or read_grey(path))
@@ -156,8 +156,8 @@ def test_only_the_tuning_half_of_the_photographs_is_learned_from(data, learned_f
 @pytest.mark.parametrize("apart", [True, False])
 def test_photographs_of_validation_scenes_alone_are_not_learned_from(data, tmp_path, learned_from, apart):
     scenes = Path(shutil.copytree(data[0], tmp_path / "scenes"))
-    said = json.loads((scenes / "scenes.json").read_text())
-    (scenes / "scenes.json").write_text(json.dumps({**said, "validation_apart": apart}))
+    info = json.loads((scenes / "scenes.json").read_text())
+    (scenes / "scenes.json").write_text(json.dumps({**info, "validation_apart": apart}))
     of_tuning = [f"{number}.png" for number in range(200) if half(f"{number}.png") == "tuning"]
     names = {held_out("photograph", name): name for name in of_tuning}
     rows = ["image,label,xmin,ymin,xmax,ymax"]
@@ -170,9 +170,9 @@ def test_photographs_of_validation_scenes_alone_are_not_learned_from(data, tmp_p
 
 def test_the_model_says_what_it_is_and_was_made_of(run):
     with zipfile.ZipFile(run[0] / "model.keras") as archive:
-        said = json.loads(archive.read("maskfer.json"))
-    assert (said["kind"], said["architecture"], said["scenes"]) == ("rescorer", "rescorer", {"count": 8})
-    assert 0 <= said["validation_accuracy"] <= 1
+        info = json.loads(archive.read("maskfer.json"))
+    assert (info["kind"], info["architecture"], info["scenes"]) == ("rescorer", "rescorer", {"count": 8})
+    assert 0 <= info["validation_accuracy"] <= 1
 
 
 def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatch):
@@ -198,11 +198,11 @@ def test_a_killed_run_ends_with_the_same_weights(run, data, tmp_path, monkeypatc
 
 
 def test_a_run_at_work_keeps_others_off(data, tmp_path):
-    def log(said):
-        if said.startswith("right on"):
+    def log(message):
+        if message.startswith("right on"):
             with pytest.raises(OutputError, match="another run is writing"):
                 fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, resume=True)
-            refused.append(said)
+            refused.append(message)
 
     short, refused = RescorerSettings(draws=1, epochs=1, steps=1, batch_size=8), []
     fit_rescorer(DETECTOR, data[0], data[1], tmp_path / "run", short, log=log)

@@ -73,11 +73,11 @@ def prepare(tiny_networks, monkeypatch, tmp_path, dataset):
     """Does all that `fit` does before it trains; gives what it would train with: batches and validation pictures."""
 
     def make(name="run", *, teachers=(), **given):
-        given = []
-        monkeypatch.setattr(fitting, "_train", lambda _, *rest: given.extend(rest))
+        arguments = []
+        monkeypatch.setattr(fitting, "_train", lambda _, *rest: arguments.extend(rest))
         with pytest.raises(ValueError, match="empty"):  # no epoch ran, so there is none to choose
             fit(dataset, tmp_path / name, settings(**given), teachers=teachers, verbose=0)
-        return given[0], given[1]
+        return arguments[0], arguments[1]
 
     return make
 
@@ -145,10 +145,10 @@ def test_curves_are_a_picture(lean_run):
 
 
 def test_the_model_says_how_it_was_trained(lean_run, dataset):
-    said = metadata(lean_run)
-    assert said["architecture"] == "lean"
-    assert said["training_pictures"] + said["validation_pictures"] == 49
-    assert said["dataset_sha256"] == json.loads((dataset / "dataset.json").read_text())["sha256"]
+    info = metadata(lean_run)
+    assert info["architecture"] == "lean"
+    assert info["training_pictures"] + info["validation_pictures"] == 49
+    assert info["dataset_sha256"] == json.loads((dataset / "dataset.json").read_text())["sha256"]
 
 
 def test_the_model_can_be_loaded(lean_run):
@@ -175,7 +175,10 @@ def test_the_network_that_is_kept_has_learned(monkeypatch, tmp_path, dataset):
 
 def test_an_existing_run_is_refused(tiny_networks, tmp_path, dataset):
     (tmp_path / "run").mkdir()
-    with pytest.raises(OutputError, match="--resume"):
+    with pytest.raises(OutputError, match="run is already there; name another folder"):
+        fit(dataset, tmp_path / "run", settings(), verbose=0)
+    (tmp_path / "run/run.json").write_text("{}")
+    with pytest.raises(OutputError, match="run is already there; give --resume to go on with it"):
         fit(dataset, tmp_path / "run", settings(), verbose=0)
 
 
@@ -298,8 +301,8 @@ def test_an_older_data_set_is_refused(tmp_path, dataset, absent):
 def test_variants_are_trained_on_beside_their_bare_picture(tiny_networks, tmp_path, dataset):
     several = with_records(dataset, tmp_path / "several", add_variants)
     fit(several, tmp_path / "run", settings(epochs=1, bare_share=0.5), verbose=0)
-    said = metadata(tmp_path / "run")
-    assert said["training_pictures"] + said["validation_pictures"] == 2 * 49
+    info = metadata(tmp_path / "run")
+    assert info["training_pictures"] + info["validation_pictures"] == 2 * 49
 
 
 def test_masked_pictures_alone_are_enough_without_a_bare_share(tiny_networks, tmp_path, dataset):
@@ -451,12 +454,12 @@ def test_a_network_of_bare_faces_alone_is_judged_on_bare_faces(prepare, dataset,
 
 
 def test_the_confidence_is_calibrated_on_validation_faces(lean_run, dataset):
-    said = metadata(lean_run)
+    info = metadata(lean_run)
     model = keras.models.load_model(lean_run / "model.keras", compile=False)
-    assert said["temperature"] != 1
+    assert info["temperature"] != 1
     for before, after in zip(best(lean_run).layers[-1].get_weights(), model.layers[-1].get_weights(), strict=True):
-        assert np.allclose(before, after * said["temperature"], atol=1e-4)
-    assert set(said["validation_calibration_error"]) == {"before", "after"}
+        assert np.allclose(before, after * info["temperature"], atol=1e-4)
+    assert set(info["validation_calibration_error"]) == {"before", "after"}
 
 
 def test_a_class_that_is_to_be_lifted_is_so_before_the_temperature(tiny_networks, monkeypatch, tmp_path, dataset):
@@ -466,14 +469,14 @@ def test_a_class_that_is_to_be_lifted_is_so_before_the_temperature(tiny_networks
     assert asked[0][2] == 0.4
     training = read_part(dataset, "masked", "train")
     assert asked[0][3].sum() == (~held_out_of(dataset)).sum()
-    said = metadata(tmp_path / "run")
-    assert said["lifted"] == {"Disgust": 1.5}
+    info = metadata(tmp_path / "run")
+    assert info["lifted"] == {"Disgust": 1.5}
     model = keras.models.load_model(tmp_path / "run/model.keras", compile=False)
     judged = training.take(held_out_of(dataset))
     right = model.predict(judged.images[..., None], verbose=0).argmax(axis=1) == judged.labels
-    assert said["validation_accuracy"] == pytest.approx(right.mean(), abs=1e-4)
+    assert info["validation_accuracy"] == pytest.approx(right.mean(), abs=1e-4)
     before, after = (network.layers[-1].get_weights()[1] for network in (best(tmp_path / "run"), model))
-    assert np.allclose(after * said["temperature"] - before, np.eye(7)[1] * 1.5, atol=1e-4)
+    assert np.allclose(after * info["temperature"] - before, np.eye(7)[1] * 1.5, atol=1e-4)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_state(

@@ -369,10 +369,10 @@ def test_settings_that_make_no_sense_are_refused_with_the_known_ones(settings, w
 
 
 def test_settings_as_json_name_and_hash_templates():
-    said = json.loads(json.dumps(BuildSettings(templates=(OWN,)).as_json()))
-    assert list(said["templates"]) == ["own"]
-    assert len(said["templates"]["own"]) == 64
-    assert said["fit"] == "mesh"
+    info = json.loads(json.dumps(BuildSettings(templates=(OWN,)).as_json()))
+    assert list(info["templates"]) == ["own"]
+    assert len(info["templates"]["own"]) == 64
+    assert info["fit"] == "mesh"
 
 
 def test_another_picture_or_place_gives_a_template_another_hash():

@@ -223,7 +223,7 @@ def test_targets_are_as_their_definition_says(scenes):
         np.testing.assert_array_equal(found[..., 1], judged)
 
 
-def test_decoys_come_on_a_third_of_scenes(scenes, monkeypatch):
+def test_distractors_come_on_a_third_of_scenes(scenes, monkeypatch):
     drawn = []
     monkeypatch.setattr(module, "draw_distractors", lambda image, boxes, count, random: drawn.append(count))
     for number in range(100):

@@ -43,8 +43,8 @@ def photos(tmp_path_factory, portrait):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, portraits, photos):
     out = tmp_path_factory.mktemp("built") / "scenes"
-    said = build_scenes(portraits, out, SceneSettings(count=60), photos, workers=1)
-    return out, said
+    info = build_scenes(portraits, out, SceneSettings(count=60), photos, workers=1)
+    return out, info
 
 
 def boxes_of(folder):
@@ -55,15 +55,15 @@ def boxes_of(folder):
 
 
 def test_scenes_and_boxes_are_written(built):
-    out, said = built
-    assert len(list((out / "scenes").glob("*.jpg"))) == said["count"] == 60
+    out, info = built
+    assert len(list((out / "scenes").glob("*.jpg"))) == info["count"] == 60
     assert cv2.imread(str(out / "scenes/00000.jpg"), cv2.IMREAD_UNCHANGED).shape == SIZE_WH[::-1]
-    assert json.loads((out / "scenes.json").read_text()) == json.loads(json.dumps(said))
+    assert json.loads((out / "scenes.json").read_text()) == json.loads(json.dumps(info))
 
 
 def test_about_half_of_the_faces_wear_masks(portraits, tmp_path):
-    said = build_scenes(portraits, tmp_path / "scenes", SceneSettings(count=80), workers=1)
-    masked, bare = said["faces"]["with_mask"], said["faces"]["without_mask"]
+    info = build_scenes(portraits, tmp_path / "scenes", SceneSettings(count=80), workers=1)
+    masked, bare = info["faces"]["with_mask"], info["faces"]["without_mask"]
     assert 0.35 < masked / (masked + bare) < 0.65
 
 
@@ -183,13 +183,13 @@ def test_a_portrait_of_a_scene_s_size_is_kept_whole(portraits):
 
 def test_scenes_json_says_what_the_scenes_are(built, portraits, photos, tmp_path):
     """Of other portraits with the same boxes all counts may be the same."""
-    said = build_scenes(portraits, tmp_path / "again", SceneSettings(count=60), photos, workers=1)
-    assert (said["name"], said["sha256"]) == (portraits.name, built[1]["sha256"])
+    info = build_scenes(portraits, tmp_path / "again", SceneSettings(count=60), photos, workers=1)
+    assert (info["name"], info["sha256"]) == (portraits.name, built[1]["sha256"])
     others = shutil.copytree(portraits, tmp_path / "others")
     for path in others.glob("*.png"):
         cv2.imwrite(str(path), cv2.imread(str(path))[:, ::-1])
     other = build_scenes(others, tmp_path / "other", SceneSettings(count=60), photos, workers=1)
-    assert other["sha256"] != said["sha256"]
+    assert other["sha256"] != info["sha256"]
 
 
 def test_what_killed_runs_left_is_removed(portraits, tmp_path):
@@ -204,11 +204,11 @@ def test_what_killed_runs_left_is_removed(portraits, tmp_path):
 
 
 def test_what_takes_long_is_said_and_shown(portraits, tmp_path):
-    said, shown = [], []
+    messages, shown = [], []
     build_scenes(
-        portraits, tmp_path / "out", SceneSettings(count=2), None, 1, lambda *now: shown.append(now), said.append
+        portraits, tmp_path / "out", SceneSettings(count=2), None, 1, lambda *now: shown.append(now), messages.append
     )
-    assert said == ["finding landmarks on 3 portraits"]
+    assert messages == ["finding landmarks on 3 portraits"]
     assert shown == [(3, 5), (4, 5), (5, 5)]
 
 

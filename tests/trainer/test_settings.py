@@ -49,7 +49,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [({"arch": "vast"}, "'vast'.*paper, lean"), ({"epochs": 0}, "epochs.*0"), ({"batch_size": 0}, "batch_size"),
      ({"bare_share": 1.5}, "bare_share.*1.5"), ({"bare_share": -0.1}, "bare_share"), ({"validation_share": 0}, "0"),
      ({"validation_share": 1}, "validation_share"), ({"learning_rate": 0}, "learning rate"), ({"seed": -1}, "seed"), 
@@ -62,6 +62,6 @@ def test_a_missing_file_is_named(tmp_path):
      ({"seed": "1"}, "seed.*int.*'1'"), ({"arch": 4}, "arch"), ({"arch": "paper"}, "as they are"),
      ({"learning_rate": float("nan")}, "learning rate"), ({"bare_share": float("nan")}, "bare_share")],
 )  # fmt: skip
-def test_settings_that_make_no_sense_are_refused(change, said):
-    with pytest.raises(InputError, match=said):
+def test_settings_that_make_no_sense_are_refused(change, message):
+    with pytest.raises(InputError, match=message):
         FitSettings(**change)

@@ -32,7 +32,7 @@ def teacher(tmp_path):
     return make
 
 
-def said(path, pictures):
+def scores_of(path, pictures):
     network = keras.models.load_model(path, compile=False)
     faces = pictures.images[..., None].astype(np.float32)
     return (network.predict(faces, verbose=0) + network.predict(faces[:, :, ::-1], verbose=0)) / 2
@@ -51,14 +51,14 @@ def asked(teachers, parts, faces=None, folds=None):
 def test_a_teacher_is_asked_about_faces_as_it_knows_them(teacher, parts, settings, sees):
     path, (masked, bare) = teacher(**settings), parts
     soft_labels = asked([path], parts)
-    views = [said(path, part) for name, part in (("m", masked), ("b", bare)) if name in sees]
+    views = [scores_of(path, part) for name, part in (("m", masked), ("b", bare)) if name in sees]
     assert np.allclose(soft_labels.masked, np.mean(views, axis=0), atol=1e-5)
-    assert np.allclose(soft_labels.bare, said(path, bare) if "b" in sees else 0, atol=1e-5)
+    assert np.allclose(soft_labels.bare, scores_of(path, bare) if "b" in sees else 0, atol=1e-5)
 
 
 def test_several_teachers_give_their_mean(teacher, parts):
     paths = [teacher(seed) for seed in (1, 2)]
-    expected = np.mean([said(path, parts[1]) for path in paths], axis=0)
+    expected = np.mean([scores_of(path, parts[1]) for path in paths], axis=0)
     assert np.allclose(asked(paths, parts).masked, expected, atol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_a_teacher_speaks_only_of_faces_that_it_left_out(teacher, parts):
     folds = np.array([1, 2, 3, 1, 2, 3])
     soft_labels = asked([first, second], parts, folds=folds)
     for path, part in ((first, 1), (second, 2)):
-        assert np.allclose(soft_labels.bare[folds == part], said(path, parts[1])[folds == part], atol=1e-5)
+        assert np.allclose(soft_labels.bare[folds == part], scores_of(path, parts[1])[folds == part], atol=1e-5)
     assert not soft_labels.bare[folds == 3].any()
     assert not soft_labels.masked[folds == 3].any()
 

@@ -154,8 +154,8 @@ from maskfer_trainer.fit_together import fit_together
 from maskfer_trainer.settings import FitSettings
 settings = FitSettings(epochs=2, batch_size=8, mixup=0.2, validation_share=0.2)
 class Killed(Exception): pass
-def kill(said):
-    if said.startswith("epoch 1/2"):
+def kill(message):
+    if message.startswith("epoch 1/2"):
         try: train(sys.argv[3], resume=True)
         except OutputError as error: print(error)
         raise Killed
@@ -186,9 +186,9 @@ def trained(together, dataset, keras_model, tmp_path_factory):
     """The folders of three runs, and the lines that were said of what cannot be trained."""
     folder = tmp_path_factory.mktemp("runs")
     outs = [folder / name for name in ("straight", "killed", "taught")]
-    said, _, refused = together(TRAIN, dataset, *outs, keras_model, folder / "refused").stdout.partition("refused:\n")
-    assert "killed" in said
-    assert f"another run is writing {outs[1]}; name another output" in said
+    output, _, refused = together(TRAIN, dataset, *outs, keras_model, folder / "refused").stdout.partition("refused:\n")
+    assert "killed" in output
+    assert f"another run is writing {outs[1]}; name another output" in output
     return outs, refused.splitlines()
 
 
@@ -213,10 +213,10 @@ def test_each_network_gets_a_run_of_its_own(runs):
             rows = list(csv.DictReader(file))
         assert [row["epoch"] for row in rows] == ["1", "2"]
         assert (run / "curves.png").stat().st_size > 1000
-        said = read_metadata(run / "model.keras")
-        assert (said["architecture"], said["weights_seed"], said["backend"]) == ("tiny", seed, "jax")
-        assert said["validation_pictures"] > 0
-        assert FitSettings(**said["settings"]).batch_size == 8
+        info = read_metadata(run / "model.keras")
+        assert (info["architecture"], info["weights_seed"], info["backend"]) == ("tiny", seed, "jax")
+        assert info["validation_pictures"] > 0
+        assert FitSettings(**info["settings"]).batch_size == 8
     first, second = (weights(straight / f"tiny-{seed}" / "model.keras") for seed in (0, 1))
     assert not np.allclose(first[0], second[0])
     assert json.loads((straight / "run.json").read_text())["networks"] == ["tiny:0", "tiny:1"]
@@ -237,7 +237,7 @@ def test_teachers_change_what_is_learned(runs):
 
 
 def test_what_cannot_be_trained_is_said_in_a_line(trained):
-    runs, said = trained
+    runs, lines = trained
     expected = [
         "'lean' names no network", "'leaner:0' names no network", "'lean:4294967296' names no network",
         "give each network once, such as lean:0", "it must be a network of trainer fit, of masked and bare faces",
@@ -245,8 +245,8 @@ def test_what_cannot_be_trained_is_said_in_a_line(trained):
         "cannot be gone on with, it is damaged", "the settings are of architecture large; leave it out",
         "model.keras has learned from faces that would be validated on; use a validation share of 0.2 or less",
     ]  # fmt: skip
-    assert len(said) == len(expected)
-    for line, part in zip(said, expected, strict=True):
+    assert len(lines) == len(expected)
+    for line, part in zip(lines, expected, strict=True):
         assert part in line
     assert not (runs[0].parent / "refused").exists()
 

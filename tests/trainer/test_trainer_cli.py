@@ -76,13 +76,13 @@ def test_build_dataset_takes_all_its_options(run_main, make_source, green_templa
     )  # fmt: skip
     assert (ran.code, ran.err) == (0, "")
     assert json.loads(ran.out)["pictures"] == 7 * (3 + 1)
-    said = json.loads((tmp_path / "out/dataset.json").read_text())
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
     expected = {
         "kinds": ["cloth", "kn95"], "worn": ["properly", "chin"], "variants": 3, "fit": "homography", "plain": True,
         "protocol": "all", "faces": "largest", "keep_bare": False, "ground_truth": True, "coco": True, "seed": 5,
     }  # fmt: skip
-    assert {name: said[name] for name in expected} == expected
-    assert list(said["templates"]) == ["green"]
+    assert {name: info[name] for name in expected} == expected
+    assert list(info["templates"]) == ["green"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "masked", "truth", "manifest.jsonl", "dataset.json", "skipped.csv", "contact-sheet.png", "coco-train.json",
         "coco-test.json",
@@ -92,9 +92,9 @@ def test_build_dataset_takes_all_its_options(run_main, make_source, green_templa
 def test_build_dataset_uses_all_kinds_unless_told_otherwise(run_main, make_source, tmp_path):
     source = make_source(tmp_path / "faces", train=1, test=1)
     run_main(main, "build-dataset", source, tmp_path / "out", "--workers", 1)
-    said = json.loads((tmp_path / "out/dataset.json").read_text())
-    assert said["kinds"] == list(KINDS)
-    assert (said["worn"], said["variants"], said["fit"], said["keep_bare"]) == (["properly"], 1, "mesh", True)
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["kinds"] == list(KINDS)
+    assert (info["worn"], info["variants"], info["fit"], info["keep_bare"]) == (["properly"], 1, "mesh", True)
 
 
 def test_a_template_alone_is_the_only_kind(run_main, make_source, green_template, tmp_path):
@@ -104,13 +104,13 @@ def test_a_template_alone_is_the_only_kind(run_main, make_source, green_template
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [([], "marked in the manifest; --dedupe leaves them out"), (["--dedupe"], "left out")]
+    ("options", "message"), [([], "marked in the manifest; --dedupe leaves them out"), (["--dedupe"], "left out")]
 )
-def test_build_dataset_says_what_becomes_of_duplicates(run_main, monkeypatch, tmp_path, options, said):
+def test_build_dataset_says_what_becomes_of_duplicates(run_main, monkeypatch, tmp_path, options, message):
     report = BuildReport(30, 3, {"blank": 3}, {}, 2, 4, 1.5)
     monkeypatch.setattr("maskfer_trainer.builder.build_dataset", lambda *_: report)
     ran = run_main(main, "build-dataset", tmp_path, tmp_path / "out", *options)
-    assert f"2 test faces are duplicated in train, 4 more with small changes ({said})" in ran.out
+    assert f"2 test faces are duplicated in train, 4 more with small changes ({message})" in ran.out
 
 
 def test_build_dataset_says_what_it_did(run_main, make_source, tmp_path):
@@ -212,8 +212,8 @@ def test_on_ctrl_c_it_says_how_to_go_on(run_main, monkeypatch, tmp_path, command
     monkeypatch.setattr(f"maskfer_trainer.{module}", stop)
     monkeypatch.setattr("maskfer_trainer.cli._check_inputs", lambda *_, **__: None)
     ran = run_main(main, *command)
-    said = [f"what is done is kept in {kept}; {how} goes on from it"] if begun else []
-    assert (ran.code, ran.out, ran.err.splitlines()) == (130, "", [*said, "trainer: interrupted"])
+    message = [f"what is done is kept in {kept}; {how} goes on from it"] if begun else []
+    assert (ran.code, ran.out, ran.err.splitlines()) == (130, "", [*message, "trainer: interrupted"])
 
 
 def test_a_run_that_could_not_be_kept_is_refused_before_anything_is_read(run_main, monkeypatch, dataset, tmp_path):
@@ -293,15 +293,15 @@ def test_fit_takes_a_file_of_settings(run_main, monkeypatch, dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("backend", "said"), [("theano", "there are tensorflow, torch and jax"), ("torch", "pip install torch")]
+    ("backend", "message"), [("theano", "there are tensorflow, torch and jax"), ("torch", "pip install torch")]
 )
-def test_a_backend_that_is_not_there_is_one_line(run_main, monkeypatch, tmp_path, backend, said):
+def test_a_backend_that_is_not_there_is_one_line(run_main, monkeypatch, tmp_path, backend, message):
     monkeypatch.setenv("KERAS_BACKEND", backend)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for command in (("fit", tmp_path, "--out", tmp_path / "run"), ("networks",), ("evaluate", "a.keras", tmp_path)):
         ran = run_main(main, *command)
         assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-        assert said in ran.err
+        assert message in ran.err
 
 
 def test_networks_are_listed_with_their_size(run_main):
@@ -318,7 +318,7 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["build-dataset", "missing", "out"], "missing does not exist"),
         (["build-dataset", ".", "out", "--mask", "tartan"], "unknown mask kind tartan; there are surgical, kn95"),
@@ -373,7 +373,7 @@ def test_evaluate_can_look_through_the_detector(run_main, keras_model, dataset):
         (["evaluate", "missing.keras", "DATASET", "--out", "."], "already there"),
     ],
 )
-def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, portrait, arguments, said):
+def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, portrait, arguments, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workers, "CONNECT_SECONDS", 0.5)
     for name in ("text.jpg", "text.keras", "x.tflite"):
@@ -383,12 +383,12 @@ def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, p
     ran = run_main(main, *(places.get(word, word) for word in arguments))
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
     assert ran.err.startswith("trainer: ")
-    assert said in ran.err
+    assert message in ran.err
     assert {p.name for p in tmp_path.iterdir()} == {"text.jpg", "text.keras", "x.tflite", "sky.png"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["fit", "nodata", "--out", "OUT"], "nodata is not a folder"),
         (["fit-detector", "nodata", "--out", "OUT"], "nodata holds no readable scenes.json"),
@@ -399,12 +399,12 @@ def test_errors_are_one_line(run_main, monkeypatch, tmp_path, source, dataset, p
         (["evaluate", "no.keras", "nodata"], "nodata is not a folder"),
     ],
 )
-def test_what_cannot_be_trained_on_is_refused_before_keras_is_loaded(run_without, tmp_path, arguments, said):
+def test_what_cannot_be_trained_on_is_refused_before_keras_is_loaded(run_without, tmp_path, arguments, message):
     (tmp_path / "scenes").mkdir()
     (tmp_path / "scenes/scenes.json").write_text("{}")
     places = {"SCENES": tmp_path / "scenes", "OUT": tmp_path / "run"}
     ran = run_without("keras", "trainer", *(places.get(word, word) for word in arguments))
-    assert (ran.code, ran.err.count("\n"), said in ran.err) == (1, 1, True)
+    assert (ran.code, ran.err.count("\n"), message in ran.err) == (1, 1, True)
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_evaluate_detector_prints_json(run_main, photographs):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["haar", "none"], "No such file or directory; see docs/detecting.md#photographs"),
         (["lerned", "."], "lerned cannot be read; give haar, learned, yunet or a model file"),
@@ -491,11 +491,11 @@ def test_evaluate_detector_prints_json(run_main, photographs):
         (["yunet", "."], "yunet"),
     ],
 )
-def test_evaluate_detector_says_in_one_line_what_is_wrong(run_main, monkeypatch, tmp_path, arguments, said):
+def test_evaluate_detector_says_in_one_line_what_is_wrong(run_main, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     ran = run_main(main, "evaluate-detector", *arguments)
     assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
-    assert said in ran.err
+    assert message in ran.err
 
 
 def test_scenes_are_made_of_portraits(run_main, photographs, tmp_path):

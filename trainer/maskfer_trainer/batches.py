@@ -108,7 +108,7 @@ def validation_part(pixels: Sequence[str], share: float) -> npt.NDArray[np.bool_
 
     Copies of a picture stand on one side. The part is the same for every seed, so that networks of
     several seeds, a network and its teacher, or a network and the one it starts from, never saw
-    what any of them is judged on.
+    what any of them is validated on.
 
     Args:
         pixels: SHA-256 of each picture's bare pixels.

@@ -78,17 +78,17 @@ def lift(
         (classes,) float64 to add to the logarithms of the scores; zeros if nothing is to be lifted.
     """
     logits = np.log(np.maximum(views.astype(np.float64), 1e-12))
-    most = np.log(counts.max() / np.maximum(counts, 1)) / 2
-    shown = np.bincount(labels, minlength=len(counts))
+    max_lift = np.log(counts.max() / np.maximum(counts, 1)) / 2
+    pictures = np.bincount(labels, minlength=len(counts))
     lifted = np.zeros(len(counts))
     while True:
         scores = np.exp(logits + lifted)
-        given = (scores / scores.sum(axis=-1, keepdims=True)).mean(axis=0).argmax(axis=1)
-        recall = np.bincount(labels[given == labels], minlength=len(counts)) / np.maximum(shown, 1)
-        short = np.flatnonzero((recall < least_recall) & (shown > 0) & (lifted + LIFT_STEP <= most))
-        if not len(short):
+        predicted = (scores / scores.sum(axis=-1, keepdims=True)).mean(axis=0).argmax(axis=1)
+        recall = np.bincount(labels[predicted == labels], minlength=len(counts)) / np.maximum(pictures, 1)
+        below_target = np.flatnonzero((recall < least_recall) & (pictures > 0) & (lifted + LIFT_STEP <= max_lift))
+        if not len(below_target):
             return lifted
-        lifted[short[recall[short].argmin()]] += LIFT_STEP
+        lifted[below_target[recall[below_target].argmin()]] += LIFT_STEP
 
 
 def fold_lift(network: Any, lifted: npt.NDArray[np.float64]) -> None:

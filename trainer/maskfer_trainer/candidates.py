@@ -42,7 +42,7 @@ def find_candidates(detector: LearnedDetector, pictures: Iterable[LabelledImage]
 
     Args:
         detector: Without a rescorer.
-        pictures: Each (h, w) uint8 grey, with the boxes of its faces and those in which nothing is judged.
+        pictures: Each (h, w) uint8 grey, with the boxes of its faces and ignored regions.
 
     Returns:
         All boxes but those that are neither a face nor none.

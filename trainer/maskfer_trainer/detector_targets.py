@@ -12,7 +12,7 @@ from maskfer_edge.detector import Box
 
 # Of a scene, and of what the network sees.
 SIZE_WH = (320, 240)
-# Faces whose larger side is smaller are not judged.
+# Faces whose larger side is smaller are ignored.
 MIN_FACE_PX = 14.0
 STRIDE = 8
 MAP_WH = (SIZE_WH[0] // STRIDE, SIZE_WH[1] // STRIDE)
@@ -25,11 +25,11 @@ def targets(faces: Sequence[Box], ignored: Sequence[Box]) -> FloatArray:
 
     Args:
         faces: Boxes (left, top, width, height) in pixels of the scene.
-        ignored: Boxes in which nothing is judged.
+        ignored: Boxes in which nothing counts.
 
     Returns:
-        (30, 40, 7) float32: heat 0 to 1, whether the cell's heat is judged, whether it holds a centre, and its four
-        numbers of `detector_network.build_detector`'s boxes.
+        (30, 40, 7) float32: heat 0 to 1, whether that counts in the loss, whether the cell holds a centre, and its
+        four numbers of `detector_network.build_detector`'s boxes.
     """
     width, height = MAP_WH
     maps = np.zeros((height, width, 7), dtype=np.float32)

@@ -35,7 +35,7 @@ class Face:
         box: Left, top, width, height in pixels: the crop that shows it as FER2013 shows faces; the
             whole picture if that is a crop already. May reach beyond the picture.
         landmarks: (68, 2) float32 pixels.
-        score: The detector's, or None if none was asked.
+        score: The detector's, or None if none was run.
     """
 
     box: tuple[int, int, int, int]
@@ -47,7 +47,7 @@ class FaceFinder:
     """Finds the faces of pictures. Several threads may share one.
 
     Args:
-        protocol: ``all``: each picture is a face crop, no detector is asked. ``detected``: dlib's
+        protocol: ``all``: each picture is a face crop, no detector is run. ``detected``: dlib's
             frontal detector says where faces are (the paper's way).
         faces: ``largest`` or ``all`` of those detected.
     """

@@ -145,7 +145,7 @@ def fit_detector(
                             for old, new in zip(averaged, weights_of(model), strict=True)
                         ]
                 folder.trained = weights_of(model)
-                model.set_weights(averaged)  # these are judged and kept
+                model.set_weights(averaged)  # these are validated and kept
                 maps = predict_maps(model, validation.images)
                 f1, threshold = best_threshold(maps, validation)
                 val_loss = float(keras.ops.convert_to_numpy(DetectorLoss()(validation_targets, maps)))

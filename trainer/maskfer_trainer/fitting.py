@@ -105,9 +105,9 @@ def fit(
                     f"{len(validation)} validation pictures cannot be split over {len(devices)} devices; "
                     "raise validation_share"
                 )
-            spread(devices)  # not before the teachers were asked: their last batch need not split evenly
+            spread(devices)  # not before the teachers have scored: their last batch need not split evenly
             log(f"Each batch is split over {len(devices)} devices: {', '.join(devices)}")
-            # what is judged must split evenly too
+            # validation batches must split evenly too
             validation = validation.take(np.arange(len(validation) - len(validation) % len(devices)))
 
         history = History()
@@ -292,7 +292,7 @@ def _train(
         sums: dict[str, float] = {}
         for index, batch in enumerate(_prefetched(batches)):
             calls.on_train_batch_begin(index)
-            model.reset_metrics()  # what comes is of this batch alone; what is told is the mean, as `fit` tells it
+            model.reset_metrics()  # the metrics are of this batch alone; logged is their mean, as by `fit`
             for name, value in model.train_on_batch(*batch, return_dict=True).items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             calls.on_train_batch_end(index, {name: total / (index + 1) for name, total in sums.items()})

@@ -38,7 +38,7 @@ class RunFolder(keras.callbacks.Callback):  # type: ignore[misc]
     """Writes what a run leaves after epochs, and ends it when the loss is no number any more.
 
     Attributes:
-        trained: The weights that training goes on with, if they are not the model's, which are judged and kept.
+        trained: The weights that training goes on with, if they are not the model's, which are validated and kept.
     """
 
     def __init__(self, run: Path, history: History, epochs: int) -> None:

@@ -29,7 +29,7 @@ from maskfer_trainer.workers import run_in_order
 
 # Each time a scene is shown, it is turned, enlarged and moved anew, at most by so much (the move: of its sides).
 MAX_ROTATION_DEGREES, ENLARGED, MAX_SHIFT = 8.0, (0.75, 1.35), 0.15
-# A face of which less than this share is left by the scene's edge is not judged.
+# A face of which less than this share lies within the scene is ignored.
 MIN_VISIBLE_SHARE = 0.6
 # Of scenes that get letters, emblems and the like, and how many at most.
 DISTRACTOR_SHARE, MAX_DISTRACTORS = 0.35, 3
@@ -154,11 +154,11 @@ def make_batch(images: UInt8Array, ground_truth: list[GroundTruth], key: tuple[i
     images_out = np.empty_like(images)
     targets_out = []
     for place, (image, (faces, ignored)) in enumerate(zip(images, ground_truth, strict=True)):
-        warped, visible, ignored = random_affine(image, faces, ignored, random)
+        warped, visible, still_ignored = random_affine(image, faces, ignored, random)
         if random.random() < DISTRACTOR_SHARE:
-            draw_distractors(warped, visible + ignored, int(random.integers(1, MAX_DISTRACTORS + 1)), random)
+            draw_distractors(warped, visible + still_ignored, int(random.integers(1, MAX_DISTRACTORS + 1)), random)
         images_out[place] = random_lighting(warped, random)
-        targets_out.append(targets(visible, ignored))
+        targets_out.append(targets(visible, still_ignored))
     return images_out[..., None], np.stack(targets_out)
 
 
@@ -170,11 +170,11 @@ def random_affine(
     Args:
         image: (240, 320) uint8 grey.
         faces: Boxes (left, top, width, height) of its faces.
-        ignored: Boxes in which nothing is judged.
+        ignored: Boxes in which nothing counts.
         random: Source of randomness.
 
     Returns:
-        The picture, the boxes of the faces that are still to be found, and those in which nothing is to be judged.
+        The picture, the boxes of the faces that are still to be found, and those to be ignored.
     """
     width, height = SIZE_WH
     scale = float(np.exp(random.uniform(*np.log(ENLARGED))))

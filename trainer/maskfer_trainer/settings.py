@@ -35,7 +35,7 @@ class FitSettings:
         seed: Of weights, order and augmentation. The validation part is the same for every seed.
         batch_size: Faces a step.
         bare_share: Share of faces shown without their mask, drawn anew each epoch. With 1 the
-            network is also judged on bare faces.
+            network is also validated on bare faces.
         validation_share: Share of the training part that is kept for validation.
         learning_rate: Adam's first (paper) or AdamW's highest.
         augmentation: Strength of the random changes to faces, see `augment.augment`.

@@ -58,7 +58,7 @@ class MultiNetworkTrainer:
     """Trains several networks in one step, each on the same batch.
 
     Args:
-        networks: To train, in place: `assign_averaged_weights` gives them what was learned.
+        networks: To train, in place: `assign_averaged_weights` gives them the averaged weights.
         teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of those of
             the face as it is shown and of the bare face.
         faces: To learn from.

@@ -11,7 +11,7 @@ from maskfer_trainer import demo_clip
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(demo_clip, "FRAMES_A_MASK", 2)
+    monkeypatch.setattr(demo_clip, "FRAMES_PER_MASK", 2)
 
 
 def test_each_mask_is_shown_on_a_moving_face():

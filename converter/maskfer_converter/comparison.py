@@ -66,13 +66,18 @@ def classes_by_file(classifier: Classifier, images: UInt8Array) -> Classes:
     return np.array([int(classifier(face).argmax()) for face in images], dtype=np.int64)
 
 
+def spread_sample(images: UInt8Array, max_count: int) -> UInt8Array:
+    """So many of (n, 48, 48) uint8 faces, spread over all of them, which come by class; all if they are fewer."""
+    sample: UInt8Array = images[np.linspace(0, len(images) - 1, min(max_count, len(images))).astype(int)]
+    return sample
+
+
 def same_classes(model: Model, images: UInt8Array) -> Callable[[str], bool]:
     """For `checks.check_runtimes`: whether a model gives `images` the classes on a runtime that it gives them here.
 
     A few may differ, as runtimes round differently where two classes are nearly even.
     """
-    # spread over all of them, which come by class
-    sample = images[np.linspace(0, len(images) - 1, min(RUNTIME_FACES, len(images))).astype(int)]
+    sample = spread_sample(images, RUNTIME_FACES)
 
     @cache
     def classes(runtime: str) -> Classes:

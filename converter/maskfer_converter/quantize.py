@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maskfer_converter.benchmark import Benchmark, benchmark
 from maskfer_converter.calibration import calibration_pictures
 from maskfer_converter.checks import Check, Checked, RefusedModelError, check_graph, check_runtimes
@@ -24,6 +22,7 @@ from maskfer_converter.comparison import (
     classes_by_keras,
     compare,
     same_classes,
+    spread_sample,
 )
 from maskfer_converter.convert import FLOAT, FORMATS, INT8, convert
 from maskfer_converter.graph import read_graph
@@ -149,7 +148,7 @@ def quantize(
     layers = []
     if form == INT8:
         progress("looking for the worst layers")
-        sample = faces[np.linspace(0, len(faces) - 1, min(NOISE_FACES, len(faces))).astype(int)]
+        sample = spread_sample(faces, NOISE_FACES)
         layers = layer_noise(convert(network, FLOAT, calibration.pictures), flatbuffer, sample)
     content = pack(flatbuffer, replace(model_info, accuracy={p: recorded(c, form) for p, c in comparison.items()}))
     progress("timing")

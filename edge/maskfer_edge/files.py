@@ -89,20 +89,24 @@ def _partial_name(path: Path, digits: str) -> str:
 
 
 @contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
-    """Make a temporary folder beside `path`, to fill before it is renamed; removed at the end, whatever ends the block.
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder of the same name inside a temporary one beside `path`; it becomes `path` if the block succeeds.
 
-    Not tempfile's: a signal that comes while that makes its folder leaves the folder behind.
+    Whatever ends the block, the temporary one goes. Not tempfile's: a signal that comes while that makes its folder
+    leaves the folder behind.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If it cannot be made or renamed.
     """
-    folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    outer = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        folder.mkdir(0o700)
+        outer.mkdir(0o700)
+        folder = outer / path.name
+        folder.mkdir()
         yield folder
+        folder.rename(path)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 def rotated_names(path: str) -> list[str]:

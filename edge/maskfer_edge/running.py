@@ -28,7 +28,7 @@ from maskfer_edge.learned_detector import LearnedDetector
 from maskfer_edge.loop import Pipeline, results, spare_a_core
 from maskfer_edge.metrics import MetricsServer
 from maskfer_edge.model_file import DETECTOR, EXPRESSION
-from maskfer_edge.model_store import ModelStore, StoredModel
+from maskfer_edge.model_store import ModelStore, Reporter, StoredModel
 from maskfer_edge.model_watch import Terminate, TrialWatch, WatchedCapture, start
 from maskfer_edge.mqtt import MqttOutput
 from maskfer_edge.outputs import CsvFile, JsonLines, Output, VideoRecording, Window, has_display
@@ -38,7 +38,6 @@ from maskfer_edge.sources import CameraOptions, open_camera
 from maskfer_edge.systemd import Notifier
 from maskfer_edge.tracker import Tracker
 
-Reporter = Callable[[str], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 BROWSER_SOURCE = "browser"
 # Detections after which a face before a camera is believed.

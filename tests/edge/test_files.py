@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import atomic_file, check_space, check_writable, folder_beside, read_bytes, write_atomically
+from maskfer_edge.files import atomic_file, atomic_folder, check_space, check_writable, read_bytes, write_atomically
 
 
 def names(folder):
@@ -150,6 +150,6 @@ def test_what_ends_while_a_temporary_folder_is_made_leaves_none(tmp_path, monkey
         raise SystemExit(143)
 
     monkeypatch.setattr(Path, "mkdir", make_and_end)
-    with pytest.raises(SystemExit), folder_beside(tmp_path / "out"):
+    with pytest.raises(SystemExit), atomic_folder(tmp_path / "out"):
         pass
     assert not list(tmp_path.iterdir())

@@ -20,6 +20,14 @@ def write_pictures(folder, *names):
         cv2.imwrite(str(folder / name), np.full((8, 8, 3), value, np.uint8))
 
 
+def write_clip(path, codec, count):
+    """A clip of small grey frames at 10 a second, each brighter than the one before."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10, (64, 64))
+    for level in range(count):
+        writer.write(np.full((64, 64, 3), level, np.uint8))
+    writer.release()
+
+
 def frames_of(camera):
     with camera:
         return list(iter(camera.read, None))
@@ -114,10 +122,7 @@ def test_a_video_cut_short_is_refused(tmp_path):
 @pytest.mark.parametrize(("kept", "whole"), [(0.5, False), (1.0, True)])
 def test_a_video_that_ends_in_its_middle_is_said_to(tmp_path, kept, whole):
     path = tmp_path / "a.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 64))
-    for level in range(60):
-        writer.write(np.full((64, 64, 3), level, np.uint8))
-    writer.release()
+    write_clip(path, "MJPG", 60)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * kept)])
     camera, read = open_camera(str(path)), 0
     if whole:
@@ -133,10 +138,7 @@ def test_a_video_that_ends_in_its_middle_is_said_to(tmp_path, kept, whole):
 @pytest.mark.parametrize(("shown_ms", "trimmed"), [(4000, False), (1500, True)])
 def test_a_video_that_was_trimmed_without_encoding_is_whole(tmp_path, shown_ms, trimmed):
     path = tmp_path / "a.mp4"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, (64, 64))
-    for level in range(40):
-        writer.write(np.full((64, 64, 3), level, np.uint8))
-    writer.release()
+    write_clip(path, "mp4v", 40)
     data = bytearray(path.read_bytes())
     # the length of the track, and of its only edit
     struct.pack_into(">I", data, data.index(b"tkhd") + 24, shown_ms)

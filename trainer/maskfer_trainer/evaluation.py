@@ -16,7 +16,7 @@ from maskfer_edge.dataset import PARTS, PictureSet, read_pictures, record_name, 
 from maskfer_edge.dependencies import extra
 from maskfer_edge.detector import open_detector
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import atomic_file, check_creatable, folder_beside, write_atomically
+from maskfer_edge.files import atomic_file, atomic_folder, check_creatable, write_atomically
 from maskfer_edge.quiet import quiet_native_libraries
 from maskfer_trainer.calibration import calibration_error
 from maskfer_trainer.checks import check_network
@@ -148,13 +148,10 @@ def evaluate(
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with folder_beside(out) as folder:
-                made = folder / out.name
-                made.mkdir()
-                write_atomically(made / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+            with atomic_folder(out) as folder:
+                write_atomically(folder / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
                 for part, figures in evaluation.parts.items():
-                    draw_confusion(figures, f"{model.name} on {part} test faces", made / f"confusion-{part}.png")
-                made.rename(out)
+                    draw_confusion(figures, f"{model.name} on {part} test faces", folder / f"confusion-{part}.png")
         except OSError as error:
             raise OutputError(f"{out} cannot be made: {error.strerror}") from error
     return evaluation

@@ -16,7 +16,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import folder_beside, lock
+from maskfer_edge.files import atomic_folder, lock
 from maskfer_edge.scenes import IGNORED
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH
@@ -148,13 +148,13 @@ def build_scenes(
     log(f"finding landmarks on {len(faces)} portraits")
     batches = (faces[start : start + FACES_PER_BATCH] for start in range(0, len(faces), FACES_PER_BATCH))
     with (
-        folder_beside(out) as folder,
-        (folder / LOCK).open("wb") as lock_file,
+        ExitStack() as stack,
+        atomic_folder(out) as folder,
         closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
     ):
-        lock(lock_file, out)
-        new_folder = folder / out.name
-        (new_folder / "scenes").mkdir(parents=True)
+        # held until the folder has its name: another run removes what nobody holds
+        lock(stack.enter_context((folder.parent / LOCK).open("wb")), out)
+        (folder / "scenes").mkdir()
         cutouts: list[Cutout] = []
         total = len(faces) + settings.count
         for batch, of_some in enumerate(cut_out, start=1):
@@ -167,7 +167,7 @@ def build_scenes(
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
             data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
-            (new_folder / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
+            (folder / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
             digest.update(data)
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
@@ -187,9 +187,8 @@ def build_scenes(
             "faces": counts,
             "validation": for_validation,
         }
-        (new_folder / "boxes.csv").write_text(boxes)
-        (new_folder / "scenes.json").write_text(json.dumps(info, indent=2) + "\n")
-        new_folder.rename(out)
+        (folder / "boxes.csv").write_text(boxes)
+        (folder / "scenes.json").write_text(json.dumps(info, indent=2) + "\n")
     return info
 
 

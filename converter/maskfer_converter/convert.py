@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from maskfer_converter.first_convolution import with_packed_input
+from maskfer_converter.first_convolution import with_kept_sums, with_packed_input
 
 INT8, FLOAT16, DYNAMIC, FLOAT = "int8", "float16", "dynamic", "float"
 # What users choose from; all but int8 are for comparison.
@@ -25,7 +25,8 @@ def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> by
     """Convert a network for one picture at a time.
 
     The batch is fixed at one: shapes are constants then, and no operator computes them at the edge. Its first
-    convolution is packed, see `first_convolution.with_packed_input`.
+    convolution is packed, see `first_convolution.with_packed_input`; for ``int8`` it is rounded with more care, see
+    `first_convolution.with_kept_sums`.
 
     Args:
         network: A `keras.Model` on the TensorFlow backend.
@@ -42,6 +43,8 @@ def convert(network: Any, form: str, calibration: npt.NDArray[np.float32]) -> by
             yield [picture[None]]
 
     one_picture = [tf.TensorSpec((1, *network.input_shape[1:]), tf.float32, name="grey")]
+    if form == INT8:
+        network = with_kept_sums(network)
     with tempfile.TemporaryDirectory() as folder:
         with_packed_input(network).export(folder, format="tf_saved_model", verbose=False, input_signature=one_picture)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)

@@ -1,4 +1,4 @@
-"""The packed first convolution: the same function, and the same bits as integers."""
+"""The first convolution: packed it is the same function, and the same bits as integers; rounded it keeps its sums."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from maskfer_converter import convert as convert_module
 from maskfer_converter.convert import FLOAT, INT8, convert
-from maskfer_converter.first_convolution import with_packed_input
+from maskfer_converter.first_convolution import with_kept_sums, with_packed_input
 from maskfer_converter.graph import read_graph
 from maskfer_edge.runtime import open_interpreter
 
@@ -103,6 +103,75 @@ def test_the_same_network_gives_the_same_bytes():
 
 def test_floats_are_packed_too_so_that_layers_can_be_compared():
     assert "SPACE_TO_DEPTH" in [op.name for op in read_graph(convert(network(5, 2), FLOAT, faces()), "m").operators]
+
+
+def kernel_of(model):
+    return next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)).get_weights()[0]
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_weights_are_rounded_to_whole_steps_that_keep_the_sum(stride):
+    plain = network(5, stride, use_bias=True)
+    before, after = kernel_of(plain), kernel_of(with_kept_sums(plain))
+
+    step = np.abs(before).max(axis=(0, 1, 2)) / 127
+    np.testing.assert_allclose(after / step, (after / step).round(), atol=1e-3)
+    assert (np.abs(after - before) < step).all()
+    assert (np.abs((after - before).sum(axis=(0, 1, 2))) <= 0.501 * step).all()
+    nearest = (before / step).round() * step
+    assert np.abs((nearest - before).sum(axis=(0, 1, 2)) / step).max() > 1
+
+
+def test_all_other_weights_are_kept_and_so_are_those_of_the_network_itself():
+    plain = network(3, 2)
+    before = [weights.copy() for weights in plain.get_weights()]
+    after = with_kept_sums(plain).get_weights()
+
+    assert [np.array_equal(a, b) for a, b in zip(after, before, strict=True)].count(False) == 1
+    assert all(np.array_equal(a, b) for a, b in zip(plain.get_weights(), before, strict=True))
+
+
+def test_rounded_weights_stay_as_they_are():
+    once = with_kept_sums(network(5, 2))
+
+    np.testing.assert_allclose(kernel_of(with_kept_sums(once)), kernel_of(once), rtol=1e-5)
+
+
+def test_colours_keep_their_own_sums_and_zeros_stay():
+    plain = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3, 2)])
+    kernel = np.random.default_rng(1).normal(size=(3, 3, 3, 2)).astype(np.float32)
+    kernel[..., 1] = 0
+    plain.layers[0].set_weights([kernel, np.ones(2)])
+    after = kernel_of(with_kept_sums(plain))
+
+    difference = np.abs((after - kernel).sum(axis=(0, 1)))
+    assert (difference <= 0.501 * np.abs(kernel).max() / 127).all()
+    assert not after[..., 1].any()
+
+
+def test_a_network_without_a_convolution_first_is_left_as_it_is():
+    plain = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
+
+    assert with_kept_sums(plain) is plain
+
+
+def test_filters_of_contrast_do_not_answer_to_brightness(monkeypatch):
+    random = np.random.default_rng(2)
+    kernel = random.normal(size=(5, 5, 1, 4))
+    plain = keras.Sequential([keras.Input((24, 24, 1)), keras.layers.Conv2D(4, 5, 2)])  # padding would be an edge
+    plain.layers[0].set_weights([kernel - kernel.mean(axis=(0, 1)), np.zeros(4)])
+    even = np.linspace(0, 255, 16).astype(int)[:, None, None, None] * np.ones((1, 24, 24, 1), int)
+    pictures = (even + random.integers(0, 5, even.shape)).clip(0, 255).astype(np.float32)
+
+    def error():
+        model = convert(plain, INT8, pictures)
+        detail = open_interpreter(model).get_output_details()[0]["quantization_parameters"]
+        found = (answers(model, pictures) - detail["zero_points"].astype(float)) * detail["scales"]
+        return np.abs(found - answers(convert(plain, FLOAT, pictures), pictures)).mean()
+
+    kept = error()
+    monkeypatch.setattr(convert_module, "with_kept_sums", lambda model: model)
+    assert kept < 0.5 * error()
 
 
 def answers(model, pictures):

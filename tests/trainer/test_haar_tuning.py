@@ -8,7 +8,7 @@ from maskfer_edge.detector import HaarDetector, iou
 from maskfer_edge.errors import InputError
 from maskfer_trainer import detector_evaluation
 from maskfer_trainer.detector_evaluation import half, read_photos
-from maskfer_trainer.haar_tuning import CASCADES, MIN_NEIGHBORS, HaarTrial, best_trial, tune_haar
+from maskfer_trainer.haar_tuning import CASCADES, MIN_NEIGHBORS, HaarTrial, as_text, rank_trials, tune_haar
 
 LABELLED = "image,label,xmin,ymin,xmax,ymax"
 
@@ -52,16 +52,28 @@ def test_no_tuning_half_is_refused():
         tune_haar([])
 
 
-def test_the_best_trial_keeps_the_limits():
-    def trial(cascade: str, neighbors: int, recall: float | None, false: float, ms: float) -> HaarTrial:
-        return HaarTrial(cascade, "none", 1.1, neighbors, recall, None, false, ms)
+def trial(cascade: str, neighbors: int, recall: float | None, false: float, ms: float) -> HaarTrial:
+    return HaarTrial(cascade, "none", 1.1, neighbors, recall, 0.5, false, ms)
 
+
+def test_trials_within_the_limits_come_the_best_first():
     present = trial(CASCADES[0], 3, 0.2, 0.1, 10)
     allowed = trial(CASCADES[1], 4, 0.4, 0.3, 20)
-    trials = [present, trial(CASCADES[1], 3, 0.9, 0.31, 10), trial(CASCADES[2], 3, 0.9, 0.1, 21), allowed]
-    assert best_trial(trials) == allowed
-    # of equals the faster
-    assert best_trial([*trials, faster := trial(CASCADES[2], 4, 0.4, 0.3, 19)]) == faster
-    assert best_trial([present, trial(CASCADES[1], 4, None, 0.0, 1)]) == present
-    with pytest.raises(InputError, match="no setting stays within"):
-        best_trial(trials, max_false_boxes=0.05)
+    faster = trial(CASCADES[2], 4, 0.4, 0.3, 19)
+    without_masks = trial(CASCADES[1], 4, None, 0.0, 1)
+    trials = [
+        present,
+        trial(CASCADES[1], 3, 0.9, 0.31, 10),
+        without_masks,
+        trial(CASCADES[2], 3, 0.9, 0.1, 21),
+        allowed,
+    ]
+    assert rank_trials([*trials, faster]) == [faster, allowed, present, without_masks]
+    with pytest.raises(InputError, match=r"no setting of the cascade stays within 0.05 false boxes .* allow more"):
+        rank_trials([present], max_false_boxes=0.05)
+
+
+def test_the_table_shows_ten_and_a_dash_for_what_there_is_not():
+    lines = as_text([trial(CASCADES[0], 3, None, 0.25, 12.34)] * 12).splitlines()
+    assert (len(lines), len({len(line) for line in lines})) == (11, 1)
+    assert lines[1].split() == ["frontalface_default", "none", "1.10", "3", "-", "50.0%", "0.25", "12.3"]

@@ -480,6 +480,20 @@ def test_evaluate_detector_prints_json(run_main, photographs):
     assert (found["pictures"], found["sizes"][1]["recall_bare"]) == (2, 1.0)
 
 
+def test_tune_haar_lists_settings_within_the_limits(run_main, photographs):
+    listed = run_main(main, "tune-haar", photographs, "--max-slowdown", 1000)
+    assert (listed.code, len(listed.out.splitlines())) == (0, 11)
+    assert listed.out.splitlines()[1].split()[-3] == "100.0%"
+    settings = json.loads(run_main(main, "tune-haar", photographs, "--max-slowdown", 1000, "--json").out)["settings"]
+    assert (settings[0]["recall_masked"], settings[0]["recall_bare"]) == (None, 1.0)
+    refused = run_main(main, "tune-haar", photographs, "--max-slowdown", 0)
+    assert (refused.code, refused.out, refused.err.splitlines()[-1].startswith("trainer: no setting of the")) == (
+        1,
+        "",
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -502,7 +502,7 @@ def as_text(evaluation: DetectorEvaluation) -> str:
         f"{'faces':14}{'masked':>8}{'found':>8}{'bare':>8}{'found':>8}{'average precision':>20}",
     ]
     for size in evaluation.sizes:
-        lines.append(f"{f'{size.least_px} px and more':14}{_counts(size)}{_percent(size.average_precision):>20}")
+        lines.append(f"{f'{size.least_px} px and more':14}{_counts(size)}{percent(size.average_precision):>20}")
     lines.append("")
     for part in evaluation.bins:
         words = f"{part.least_px} px and more" if part.below_px is None else f"{part.least_px} to {part.below_px} px"
@@ -512,9 +512,10 @@ def as_text(evaluation: DetectorEvaluation) -> str:
 
 def _counts(figures: SizeFigures | BinFigures) -> str:
     return (
-        f"{figures.masked:8}{_percent(figures.recall_masked):>8}{figures.bare:8}{_percent(figures.recall_bare):>8}"
+        f"{figures.masked:8}{percent(figures.recall_masked):>8}{figures.bare:8}{percent(figures.recall_bare):>8}"
     )  # fmt: skip
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share from 0 to 1 in hundredths, or a dash."""
     return "-" if share is None else f"{share:.1%}"

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from maskfer_edge.detector import Equalisation, HaarDetector
 from maskfer_edge.errors import InputError
-from maskfer_trainer.detector_evaluation import Found, Photo, Progress, figures_of, search, tuning_half
+from maskfer_trainer.detector_evaluation import (
+    Found,
+    Photo,
+    Progress,
+    figures_of,
+    percent,
+    search,
+    tuning_half,
+)
 
 CASCADES = ("frontalface_default", "frontalface_alt2", "frontalface_alt")
 SCALE_FACTORS = (1.05, 1.1, 1.2)
@@ -15,6 +23,8 @@ MIN_NEIGHBORS = (2, 3, 4, 5)
 # The usual setting, against which time is counted.
 REFERENCE = (CASCADES[0], "none", 1.1, 3)
 EQUALISATIONS: tuple[Equalisation, ...] = ("none", "histogram", "clahe")
+# Rows of the table.
+LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ def tune_haar(
     """
     photos = tuning_half(photos)
     if not photos:
-        raise InputError("there are no photographs in the tuning half")
+        raise InputError("none of the photographs is in the tuning half (docs/detecting.md#photographs); give more")
     settings = [(c, e, s) for c in CASCADES for e in EQUALISATIONS for s in SCALE_FACTORS]
     variants = [
         HaarDetector(s, min(MIN_NEIGHBORS), min_face, cascade=cascade, equalisation=e) for cascade, e, s in settings
@@ -92,8 +102,11 @@ def _agreed(found: Found, min_neighbors: int) -> Found:
     return Found(found.boxes_xyxy[kept], found.scores[kept], found.milliseconds)
 
 
-def best_trial(trials: Sequence[HaarTrial], max_false_boxes: float = 0.3, max_slowdown: float = 2.0) -> HaarTrial:
-    """The setting that finds most masked faces within limits.
+def rank_trials(
+    trials: Sequence[HaarTrial], max_false_boxes: float = 0.3, max_slowdown: float = 2.0
+) -> list[HaarTrial]:
+    """The settings within limits, first those that find most masked faces, or bare ones where there are none; of equals
+    the faster.
 
     Args:
         trials: From `tune_haar`.
@@ -114,5 +127,23 @@ def best_trial(trials: Sequence[HaarTrial], max_false_boxes: float = 0.3, max_sl
         if trial.false_boxes <= max_false_boxes and trial.milliseconds <= max_slowdown * reference.milliseconds
     ]
     if not within:
-        raise InputError(f"no setting stays within {max_false_boxes} false boxes and {max_slowdown} times the time")
-    return max(within, key=lambda trial: (trial.recall_masked or 0.0, -trial.milliseconds))
+        raise InputError(
+            f"no setting of the cascade stays within {max_false_boxes:g} false boxes a picture and {max_slowdown:g} "
+            "times the usual one's time; allow more of either"
+        )
+    return sorted(
+        within, key=lambda trial: (-(trial.recall_masked or 0), -(trial.recall_bare or 0), trial.milliseconds)
+    )
+
+
+def as_text(ranked: Sequence[HaarTrial]) -> str:
+    """The first ten as a table for a terminal."""
+    heads = "scale  neighbours  masked    bare  false boxes     ms"
+    lines = [f"{'cascade':21}{'contrast':11}{heads}"]
+    lines += [
+        f"{trial.cascade:21}{trial.equalisation:11}{trial.scale_factor:5.2f}{trial.min_neighbors:12}"
+        f"{percent(trial.recall_masked):>8}{percent(trial.recall_bare):>8}{trial.false_boxes:13.2f}"
+        f"{trial.milliseconds:7.1f}"
+        for trial in ranked[:LISTED]
+    ]
+    return "\n".join(lines)

@@ -204,6 +204,8 @@ def _ineffective_settings(settings: RunSettings, camera: Camera) -> Iterator[str
         yield "token has no effect without browser"
     if settings.append and not (settings.jsonl or settings.csv):
         yield "append has no effect without jsonl or csv"
+    if settings.detector == "learned" and settings.search_side != RunSettings.search_side:
+        yield "search_side has no effect on the learned detector"
     effective: tuple[str, ...] = () if by_page else ("size", "fps")
     if camera.file:
         effective = ("realtime", "loop")

@@ -142,6 +142,8 @@ def test_without_a_camera_auto_is_one_line(monkeypatch):
         ({"realtime": True}, []),
         ({"token": "sesame"}, ["token has no effect without browser"]),
         ({"append": True}, ["append has no effect without jsonl or csv"]),
+        ({"search_side": 320}, ["search_side has no effect on the learned detector"]),
+        ({"search_side": 320, "detector": "haar"}, []),
         ({"size": "640x480", "fps": 5.0, "loop": True}, ["no effect on demo: size, fps"]),
     ],
 )

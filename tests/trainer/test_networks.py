@@ -63,8 +63,7 @@ def test_the_papers_dense_layers(networks):
     ("name", "parameters", "millions"),
     [
         ("paper", 4_478_727, 290.5),
-        ("lean", 405_727, 24.1),
-        ("lean-medium", 381_495, 18.8),
+        ("lean", 331_807, 19.5),
         ("lean-small", 158_919, 8.1),
         ("large", 2_808_743, 247.2),
     ],

@@ -308,7 +308,7 @@ def test_networks_are_listed_with_their_size(run_main):
     ran = run_main(main, "networks")
     assert ran.code == 0
     rows = {line.split()[0]: line for line in ran.out.splitlines()}
-    assert set(rows) == {"paper", "lean", "lean-medium", "lean-small", "large", "huge"}
+    assert set(rows) == {"paper", "lean", "lean-small", "large", "huge"}
     assert "4.48 M parameters  290.5 M multiply-accumulates" in rows["paper"]
 
 

@@ -25,10 +25,10 @@ PROGRAM=/opt/maskfer/env/bin
 CHECKOUT=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")")
 # Of a Raspberry Pi 4. QEMU's default has vector instructions that no Pi has, and which it gets wrong in version 7.2.
 PROCESSOR=cortex-a72
-# What a workstation says of the same clip; `make demo` or `make test` makes it.
+# What a workstation says of the same frames; `make demo` or `make test` makes it.
 REFERENCE=$CHECKOUT/.venv/bin
 RELEASES="bookworm trixie" ROOTS="" TESTS=yes OUT=""
-ENVIRONMENT=() RUNNING=no BEFORE="" FAILED=no
+ENVIRONMENT=() RUNNING=no BEFORE="" FAILED=no FRAMES=""
 
 usage() {
   cat <<'END'
@@ -36,7 +36,8 @@ Usage: sudo check-arm64.sh [--releases LIST] [--roots DIR] [--no-tests] OUT
 
 Makes a Debian for arm64, runs deploy/install.sh of this checkout in it, as on a Raspberry Pi, then the demonstration and
 the tests of the edge, all of it under emulation; and this for each release. Prints a table of figures, and exits with 1 if
-anything failed. OUT keeps the table, and a log, the figures and the results of the demonstration's frames of each release.
+anything failed. OUT keeps the table, a log and the figures of each release and, where they are compared, the results of the
+demonstration's frames.
 
   --releases LIST  of bookworm and trixie, in quotes (default: both)
   --roots DIR      keep the clean systems here, and take those that are here
@@ -57,7 +58,7 @@ main() {
   trap 'stopped INT' INT
   trap 'stopped TERM' TERM
   trap 'stopped HUP' HUP
-  trap remove_copies EXIT
+  trap 'remove_copies; [[ -z $FRAMES ]] || rm -rf -- "$FRAMES"' EXIT
   ask_reference
   local release
   for release in $RELEASES; do check_apart "$release"; done
@@ -235,10 +236,11 @@ run_demonstration() {
 # ---- The same on x86-64 ----
 
 # Of the demonstration's frames as x86-64 decodes them: FFmpeg makes colours of a video by other code on arm64, whose pixels
-# differ a little, so that what is nearly a face is one here and none there.
+# differ a little, so that what is nearly a face is one here and none there. As pictures each stands alone: nothing is tracked.
 ask_reference() {
   [[ -x $REFERENCE/maskfer-edge ]] || { REFERENCE=""; return; }
-  mkdir -p -- "$OUT/frames"
+  FRAMES=$(mktemp -d -- "$OUT/frames.XXXXXX")
+  chmod 755 -- "$FRAMES" # for the person in the emulated system
   "$REFERENCE/python" -c 'if True:
     import sys
     from pathlib import Path
@@ -246,16 +248,16 @@ ask_reference() {
     video, number = cv2.VideoCapture(sys.argv[1]), 0
     while (frame := video.read()[1]) is not None:
         cv2.imwrite(str(Path(sys.argv[2], f"{number:04}.png")), frame)
-        number += 1' "$CHECKOUT/edge/maskfer_edge/data/demo.mp4" "$OUT/frames" || die "the demonstration cannot be decoded here"
-  PYTHONPATH=$CHECKOUT/edge "$REFERENCE/maskfer-edge" run --source "$OUT/frames" --headless --overwrite \
-    --jsonl "$OUT/reference.jsonl" >/dev/null 2>&1 ||
-    die "the demonstration fails on this machine; try: $REFERENCE/maskfer-edge run --source demo --headless"
+        number += 1
+    sys.exit(number == 0)' "$CHECKOUT/edge/maskfer_edge/data/demo.mp4" "$FRAMES" || die "the demonstration cannot be decoded here"
+  PYTHONPATH=$CHECKOUT/edge "$REFERENCE/maskfer-edge" run --source "$FRAMES" --headless --overwrite \
+    --jsonl "$OUT/reference.jsonl" >/dev/null || die "the demonstration's frames fail on this machine; the reason stands above"
 }
 
 see_reference_frames() {
   [[ -n $REFERENCE ]] || return 0
   step "the demonstration's frames"
-  cp -r -- "$OUT/frames" "$COPY/home/$PERSON/frames"
+  cp -r -- "$FRAMES" "$COPY/home/$PERSON/frames"
   if as_person "$PROGRAM/maskfer-edge" run --source "/home/$PERSON/frames" --headless --jsonl "/home/$PERSON/frames.jsonl"; then
     cp -- "$COPY/home/$PERSON/frames.jsonl" "$OUT/$release.jsonl"
   else
@@ -389,7 +391,6 @@ write_table() {
 
 remove_copies() {
   local release tries
-  rm -rf -- "$OUT/frames"
   for release in $RELEASES; do
     # what was just killed may still hold something for a moment
     for tries in 1 2 3 4 5; do

@@ -251,7 +251,8 @@ ask_reference() {
         number += 1
     sys.exit(number == 0)' "$CHECKOUT/edge/maskfer_edge/data/demo.mp4" "$FRAMES" || die "the demonstration cannot be decoded here"
   PYTHONPATH=$CHECKOUT/edge "$REFERENCE/maskfer-edge" run --source "$FRAMES" --headless --overwrite \
-    --jsonl "$OUT/reference.jsonl" >/dev/null || die "the demonstration's frames fail on this machine; the reason stands above"
+    --jsonl "$OUT/reference.jsonl" >"$OUT/reference.log" 2>&1 ||
+    die "the demonstration's frames fail on this machine; see $OUT/reference.log"
 }
 
 see_reference_frames() {

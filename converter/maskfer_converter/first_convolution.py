@@ -26,7 +26,7 @@ def with_kept_sums(network: Any) -> Any:
     """
     import keras
 
-    plain = keras.Model(network.inputs, network.outputs, name=network.name)
+    plain = _functional(network)
     first = _first_convolution(plain)
     if first is None:
         return network
@@ -67,8 +67,7 @@ def with_packed_input(network: Any) -> Any:
     """
     import keras
 
-    # a Sequential has no input layer, and cannot be cloned so
-    original, network = network, keras.Model(network.inputs, network.outputs, name=network.name)
+    original, network = network, _functional(network)
     first = _first_convolution(network)
     if first is None or not _can_be_packed(first, network):
         return original
@@ -98,6 +97,13 @@ def with_packed_input(network: Any) -> Any:
         if weights:
             result.get_layer(layer.name).set_weights([kernel, *weights[1:]] if layer is first else weights)
     return result
+
+
+def _functional(network: Any) -> Any:
+    """The same layers as a functional network; a Sequential has no input layer, and cannot be cloned so."""
+    import keras
+
+    return keras.Model(network.inputs, network.outputs, name=network.name)
 
 
 def _first_convolution(network: Any) -> Any:

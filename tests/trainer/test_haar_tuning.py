@@ -68,9 +68,14 @@ def test_trials_within_the_limits_come_the_best_first():
         trial(CASCADES[2], 3, 0.9, 0.1, 21),
         allowed,
     ]
-    assert rank_trials([*trials, faster]) == [faster, allowed, present, without_masks]
+    assert rank_trials([*trials, faster], max_false_boxes=0.3, max_slowdown=2) == [
+        faster,
+        allowed,
+        present,
+        without_masks,
+    ]
     with pytest.raises(InputError, match=r"no setting of the cascade stays within 0.05 false boxes .* allow more"):
-        rank_trials([present], max_false_boxes=0.05)
+        rank_trials([present], max_false_boxes=0.05, max_slowdown=2)
 
 
 def test_the_table_shows_ten_and_a_dash_for_what_there_is_not():

@@ -102,9 +102,7 @@ def _agreed(found: Found, min_neighbors: int) -> Found:
     return Found(found.boxes_xyxy[kept], found.scores[kept], found.milliseconds)
 
 
-def rank_trials(
-    trials: Sequence[HaarTrial], max_false_boxes: float = 0.3, max_slowdown: float = 2.0
-) -> list[HaarTrial]:
+def rank_trials(trials: Sequence[HaarTrial], max_false_boxes: float, max_slowdown: float) -> list[HaarTrial]:
     """The settings within limits, first those that find most masked faces, or bare ones where there are none; of equals
     the faster.
 

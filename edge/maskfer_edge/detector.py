@@ -258,12 +258,15 @@ class YunetDetector(Detector):
 
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes (left, top, width, height), 0 to 1."""
+    shared = intersection(a, b)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+
+
+def intersection(a: Box, b: Box) -> int:
+    """Area that two boxes (left, top, width, height) share, in pixels."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    intersection = width * height
-    return intersection / (a[2] * a[3] + b[2] * b[3] - intersection)
+    return max(width, 0) * max(height, 0)
 
 
 def _open_haar(search_side: int, model_path: Path | None, runtime: str, threads: int) -> Detector:

@@ -14,7 +14,7 @@ import numpy as np
 
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box, Detection, iou, scaled
+from maskfer_edge.detector import Box, Detection, intersection, iou, scaled
 from maskfer_edge.errors import ModelError
 from maskfer_edge.runtime import AUTO, check_types, codes_of_pixels, dequantised, open_interpreter
 
@@ -32,6 +32,8 @@ CANDIDATE_SCORE, MAX_RESCORED = 0.15, 16
 CONFIDENT_SCORE = 0.8
 # Intersection over union from which only the highest-scoring box is kept: the network finds all of them likely.
 NMS_IOU = 0.25
+# Share of a box from which it lies in a higher-scoring one and is left out: an eye behind glasses looks like a face.
+NMS_INSIDE = 0.8
 # Probabilities are clipped to this distance from 0 and 1: 8 bits resolve no finer.
 EPSILON = 1 / 512
 
@@ -74,6 +76,11 @@ def _span(start: int, end: int, side: int) -> tuple[int, int]:
     """From where to where a part of the square lies in the result; at least one pixel."""
     first = min(SIDE - 1, round(start * SIDE / side))
     return first, max(first + 1, round(end * SIDE / side))
+
+
+def _same_face(box: Box, higher_scoring: Box) -> bool:
+    inside = intersection(box, higher_scoring) / (box[2] * box[3])
+    return inside >= NMS_INSIDE or iou(box, higher_scoring) >= NMS_IOU
 
 
 def combine_scores(score: float, face_probability: float) -> float:
@@ -147,7 +154,7 @@ class Rescorer:
             rescored.append(Detection(candidate.box, score, readable=number < MAX_RESCORED))
         kept: list[Detection] = []
         for detection in sorted(rescored, key=lambda detection: (not detection.readable, -detection.score)):
-            if detection.score >= min_score and all(iou(detection.box, other.box) < NMS_IOU for other in kept):
+            if detection.score >= min_score and not any(_same_face(detection.box, other.box) for other in kept):
                 kept.append(detection)
         return kept
 

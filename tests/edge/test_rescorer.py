@@ -159,6 +159,19 @@ def test_a_face_is_given_once(bright):
     assert [face.box for face in bright[0](picture, picture, twice, 0.1)] == [(100, 30, 40, 40)]
 
 
+@pytest.mark.parametrize(("left", "count"), [(100, 1), (98, 1), (97, 2)], ids=["inside", "four fifths", "less"])
+def test_what_lies_in_a_face_is_no_other_one(bright, left, count):
+    face, eye = Detection((100, 10, 60, 60), 0.7), Detection((left, 20, 10, 10), 0.6)
+    picture = np.full((100, 300), 230, np.uint8)
+    assert len(bright[0](picture, picture, [face, eye], 0.1)) == count
+
+
+def test_a_large_box_round_a_surer_face_stays(bright):
+    small, large = Detection((120, 20, 10, 10), 0.7), Detection((100, 10, 60, 60), 0.6)
+    picture = np.full((100, 300), 230, np.uint8)
+    assert [face.box for face in bright[0](picture, picture, [large, small], 0.1)] == [small.box, large.box]
+
+
 def test_a_crowd_costs_no_more_than_its_surest(bright):
     many = [Detection((20 * number, 10, 10, 10), 0.7 - number / 100) for number in range(MAX_RESCORED + 5)]
     picture = np.full((40, 600), 230, np.uint8)

@@ -27,7 +27,7 @@ import numpy.typing as npt
 from maskfer_edge.contract import UInt8Array
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box
+from maskfer_edge.detector import Box, intersection
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import atomic_folder, lock
 from maskfer_edge.scenes import IGNORED
@@ -354,9 +354,7 @@ class _Placed:
 
 def _hidden(a: Box, b: Box) -> float:
     """What two boxes share, as a share of the smaller one."""
-    width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
-    height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
-    return max(0, width) * max(0, height) / min(a[2] * a[3], b[2] * b[3])
+    return intersection(a, b) / min(a[2] * a[3], b[2] * b[3])
 
 
 def _face_side(random: np.random.Generator) -> float:

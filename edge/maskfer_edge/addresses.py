@@ -22,10 +22,13 @@ def without_secrets(source: str) -> str:
     scheme, mark, rest = source.partition("://")
     if not mark:
         return source
-    place = rest.partition("?")[0].partition("#")[0].rpartition("@")[2]
+    before, _, after = rest.replace("#", "?").partition("?")
+    place = before.rpartition("@")[2]
     host, _, port = place.partition("/")[0].rpartition(":")
     unclear = bool(host) and not (port.isdigit() or not port or port.endswith("]"))
-    if unclear or "@" in rest.partition("/")[0].replace("#", "?").partition("?")[2]:
+    # a password may hold all of ?, #, / and @; before a mere host none has begun
+    host_alone = "/" in before and not set(":@") & set(before.partition("/")[0])
+    if unclear or ("@" in after and not host_alone):
         return f"{scheme}://…"
     return f"{scheme}://{place}"
 

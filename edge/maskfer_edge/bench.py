@@ -28,7 +28,7 @@ from maskfer_edge.health import HealthMeter, Latency
 from maskfer_edge.model_file import load_model
 from maskfer_edge.results import FrameResult, face_result
 from maskfer_edge.run_settings import RunSettings
-from maskfer_edge.running import BROWSER_SOURCE, open_pipeline
+from maskfer_edge.running import BROWSER_SOURCE, open_pipeline, with_installed_files
 from maskfer_edge.settings_file import as_toml
 from maskfer_edge.sources import open_camera
 
@@ -94,7 +94,8 @@ def bench(settings: RunSettings, naive_model: Path | None = None) -> BenchReport
         InputError: If the source is not a file, or shows no frame.
         MaskferError: If anything cannot be opened.
     """
-    settings = replace(settings, **NO_OUTPUTS)
+    # of what is installed, the files: no benchmark is to end the trial of a model
+    settings = with_installed_files(replace(settings, **NO_OUTPUTS))
     no_file = InputError(
         f"{without_secrets(settings.source)} is a camera; bench needs the same frames twice, so give a file or demo"
     )

@@ -43,7 +43,6 @@ class BrowserView(Output):
     """
 
     name = "browser"
-    wants_picture = True
 
     def __init__(
         self, server: BrowserServer, health: Callable[[], Health], camera: BrowserCamera | None = None
@@ -63,13 +62,14 @@ class BrowserView(Output):
 
     def write(self, frame: Frame, result: FrameResult, annotated: UInt8Array | None) -> bool:
         """Hand the picture to every page; never waits for one."""
-        assert annotated is not None
+        with self._lock:
+            viewers = list(self._viewers)
+        if not viewers and self._camera is None:
+            return True
         result_json = result.to_json()
         if self._camera is not None:
             self._camera.answer(result_json)
-        with self._lock:
-            viewers = list(self._viewers)
-        if viewers:
+        if viewers and annotated is not None:  # None: the first page has only just been opened
             item = result_json, _jpeg(annotated)
             for viewer in viewers:
                 viewer.post(item)
@@ -90,6 +90,7 @@ class BrowserView(Output):
                 client.end(TRY_AGAIN_LATER, f"{MAX_VIEWERS} pages are open already; close one of them")
                 return
             self._viewers.add(client)
+            self.wants_picture = True
         due = 0.0
 
         def message(item: tuple[str, bytes] | None) -> bytes:
@@ -106,6 +107,7 @@ class BrowserView(Output):
         finally:
             with self._lock:
                 self._viewers.discard(client)
+                self.wants_picture = bool(self._viewers)
 
     def _healthz(self) -> tuple[HTTPStatus, str]:
         health = self._health()

@@ -129,11 +129,15 @@ def lock(file: IO[bytes], path: Path) -> None:
 
 
 def remove_abandoned(path: Path, after_s: float) -> None:
-    """Remove what killed programs left of `path` under `atomic_file`'s temporary names, unwritten for `after_s`."""
+    """Remove what killed programs left of `path` under `atomic_file`'s temporary names.
+
+    That is what is not locked and was not written for `after_s`, as some file systems have no locks.
+    """
     if path.parent.is_dir():
         for leftover in path.parent.glob(_partial_name(Path(glob.escape(path.name)), "[0-9a-f]" * 8)):
-            with suppress(OSError):
-                if time.time() - leftover.stat().st_mtime > after_s:  # else another may still write it
+            with suppress(OSError, OutputError), leftover.open("rb") as file:
+                lock(file, leftover)
+                if time.time() - leftover.stat().st_mtime > after_s:
                     leftover.unlink()
 
 

@@ -27,7 +27,7 @@ DEFAULT_DETECTOR = "detector-int8.tflite"
 PADDING = 127
 # Small pictures are enlarged no further: more pixels would add nothing new.
 MAX_UPSCALING = 2.0
-# Of the highest-scoring cells; more faces than fit a picture.
+# Of the highest-scoring cells, so that a picture full of likely ones does not hold up the loop.
 MAX_CANDIDATES = 64
 # Share of the input's height that a face's side must have. Six in ten false boxes on the tuning half of the
 # photographs were smaller, and of so small a face no expression can be read.
@@ -103,11 +103,16 @@ def letterbox(image: UInt8Array, out: UInt8Array) -> Placement:
 
 
 def decode(
-    heat: FloatArray, boxes: FloatArray, stride: int, threshold: float, min_side: float = 0.0
+    heat: FloatArray,
+    boxes: FloatArray,
+    stride: int,
+    threshold: float,
+    min_side: float = 0.0,
+    max_candidates: int | None = MAX_CANDIDATES,
 ) -> tuple[FloatArray, FloatArray]:
     """Decode a network's output into faces, with non-maximum suppression.
 
-    A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `MAX_CANDIDATES`
+    A face is a cell that is as hot as any of its eight neighbours, and at least `threshold`. Of the `max_candidates`
     hottest, those are left out whose box shares more than `NMS_IOU` (intersection over union) with a hotter one's.
 
     Args:
@@ -117,6 +122,7 @@ def decode(
         stride: Side of a cell in pixels of the network's input.
         threshold: Minimum heat of a face.
         min_side: Minimum side of a face (square root of its box's area) in pixels of the input.
+        max_candidates: None: all.
 
     Returns:
         (n, 4) float32 boxes (left, top, width, height) in pixels of the input, and their (n,) float32 scores, the
@@ -127,7 +133,7 @@ def decode(
         return np.empty((0, 4), dtype=np.float32), np.empty(0, dtype=np.float32)
     rows, columns = np.nonzero(above & (heat >= cv2.dilate(heat, NEIGHBOURS)))
     scores = heat[rows, columns]
-    order = np.argsort(-scores, kind="stable")[:MAX_CANDIDATES]
+    order = np.argsort(-scores, kind="stable")
     rows, columns, scores = rows[order], columns[order], scores[order]
     dx, dy, *log_sizes = boxes[rows, columns].T
     width, height = np.exp(np.maximum(np.minimum(log_sizes, MAX_LOG_SIZE), -MAX_LOG_SIZE))
@@ -135,7 +141,7 @@ def decode(
     found = (np.stack([left, top, width, height], axis=1) * stride).astype(np.float32)
     # a float network's NaN is no face
     valid = np.isfinite(found).all(axis=1) & (found[:, 2] * found[:, 3] >= min_side**2)
-    found, scores = found[valid], scores[valid]
+    found, scores = found[valid][:max_candidates], scores[valid][:max_candidates]
     kept = np.asarray(cv2.dnn.NMSBoxes(found.tolist(), scores.tolist(), 0.0, NMS_IOU), dtype=np.intp)
     return found[kept], scores[kept]
 
@@ -219,7 +225,9 @@ class LearnedDetector(Detector):
         downscaled = self._grey[placement.top : placement.top + placed_h, placement.left : placement.left + placed_w]
 
         def faces(heat: FloatArray, min_side: float) -> list[Detection]:
-            found, scores = decode(heat, boxes, stride, threshold, min_side)
+            # where faces are to be covered, none is left out
+            limit = None if self.keep_small else MAX_CANDIDATES
+            found, scores = decode(heat, boxes, stride, threshold, min_side, limit)
             detections = _to_picture(found, scores, in_image, width, height)
             if self._rescorer is None:
                 return detections

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -12,8 +13,8 @@ from maskfer_edge.errors import OutputError
 from maskfer_edge.outputs import Output
 from maskfer_edge.results import FrameResult
 
-# Frames that may wait for an output.
-QUEUE_SIZE = 8
+# Frames that may wait for an output: so many, and fewer if they are large, but two at least.
+QUEUE_SIZE, QUEUE_BYTES = 8, 32_000_000
 # How long an output may take to write what waits for it, and then to finish what it has in hand.
 CLOSE_TIMEOUT_S = 0.9
 
@@ -66,10 +67,11 @@ class OutputThread:
 
     def submit(self, item: PendingFrame) -> None:
         """Hand over one frame; never waits for long, unless it is to drop none."""
+        size = max(2, min(QUEUE_SIZE, QUEUE_BYTES // item.frame.image.nbytes))
         with self._changed:
-            while self._wait and len(self._queue) >= QUEUE_SIZE and not (self.error or self.ended or self._stopping()):
+            while self._wait and len(self._queue) >= size and not (self.error or self.ended or self._stopping()):
                 self._changed.wait(timeout=0.1)
-            if len(self._queue) >= QUEUE_SIZE:
+            if len(self._queue) >= size:
                 self._queue.popleft()
                 self.dropped += 1
             self._queue.append(item)
@@ -79,18 +81,28 @@ class OutputThread:
         """Frames that it was too slow for, or could not pass on."""
         return self.dropped + self.output.dropped
 
-    def end(self, failed: bool) -> None:
-        """Let it write what waits, after a failure as far as it soon can, and end the thread."""
+    def end(self) -> None:
+        """Have the thread end once it has written what waits."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        while self._wait and not failed and self._thread.is_alive() and not self._stopping():
+
+    def join(self, until: float | None = None) -> None:
+        """Wait for the end of the thread, until a time of `time.monotonic` or as long as the loop would wait."""
+        if until is not None:
+            self._thread.join(timeout=max(0.0, until - time.monotonic()))
+            return
+        while self._wait and self._thread.is_alive() and not self._stopping():
             self._thread.join(timeout=0.1)
-        self._thread.join(timeout=CLOSE_TIMEOUT_S)
+
+    def discard(self) -> None:
+        """Leave out what still waits."""
         with self._changed:
             self.dropped += len(self._queue)
             self._queue.clear()
-        self._thread.join(timeout=CLOSE_TIMEOUT_S)
+
+    def leave(self) -> None:
+        """Give it up if it has not ended; `close` raises that."""
         if self._thread.is_alive() and self.error is None:
             self.error = OutputError(f"{self.output.name} did not finish in {2 * CLOSE_TIMEOUT_S:g} s and was left")
 
@@ -162,8 +174,7 @@ class OutputSet:
 
     def finish(self, failed: bool) -> None:
         """Close all, whichever fails; then raise the first failure, if nothing else is being raised."""
-        for thread in self.threads:
-            thread.end(failed)
+        self._end_threads(failed)
         # what one of them could not write while it ended has failed for all
         first = next((thread.error for thread in self.threads if thread.error is not None), None)
         errors: list[Exception] = [] if first is None else [first]
@@ -179,3 +190,19 @@ class OutputSet:
                 errors.append(error)
         if errors and not failed:
             raise errors[0]
+
+    def _end_threads(self, failed: bool) -> None:
+        """Let all write what waits, after a failure as far as they soon can, at the same time."""
+        for thread in self.threads:
+            thread.end()
+        if not failed:
+            for thread in self.threads:
+                thread.join()
+        now = time.monotonic()
+        for thread in self.threads:
+            thread.join(now + CLOSE_TIMEOUT_S)
+        for thread in self.threads:
+            thread.discard()
+        for thread in self.threads:
+            thread.join(now + 2 * CLOSE_TIMEOUT_S)
+            thread.leave()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ from maskfer_edge.results import FrameResult
 MIN_FREE_BYTES = 4_000_000
 # A camera that stood still for longer than this does not fill a recording with copies of its last frame.
 MAX_GAP_S = 5.0
+# How long the pictures may take that fill one gap in a recording of a camera: what would come after them waits.
+MAX_FILLING_S = 0.25
 # A recording that nothing was written to for so long belongs to no run any more.
 ABANDONED_AFTER_S = 600.0
 # Within which a window opens on any machine that can open one.
@@ -115,7 +118,7 @@ class LineFile(Output):
         if self._path is None:
             self._file = sys.stdout.buffer
             return
-        if not self._path.is_char_device():
+        if self._regular or self._path.is_dir():
             for file in [path, *rotated_names(path)] if rotate_bytes else [path]:
                 check_writable(Path(file), overwrite or append)
         self._new = not self._path.exists()
@@ -163,7 +166,7 @@ class LineFile(Output):
             return file
 
     def _write_all(self, text: bytes) -> None:
-        start = 0
+        start: int | None = None
         try:
             if not self._started:
                 text = self._begin() + text
@@ -180,7 +183,7 @@ class LineFile(Output):
         except BrokenPipeError:
             raise
         except OSError as error:
-            if self._regular:
+            if start is not None:
                 with suppress(OSError):
                     self._file.truncate(start)
             raise OutputError(f"{self.name} cannot be written: {error.strerror or error}") from error
@@ -260,18 +263,30 @@ class VideoRecording(Output):
 
     wants_picture = keeps_all = keeps_partial = True
 
-    def __init__(self, path: Path, fps: float, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, fps: float, overwrite: bool = False, *, live: bool = False) -> None:
         """Reserve the name; the writer is made with the first frame, whose size the video has.
+
+        Args:
+            path: Where to; .mp4 or .avi.
+            fps: Of the video.
+            overwrite: Whether an existing file is replaced.
+            live: Whether the source is live: a video that is encoded more slowly than it plays is shorter then, and
+                `dropped` counts the pictures that it lacks.
 
         Raises:
             OutputError: If the file is there already, its suffix is not .mp4 or .avi, or its folder cannot be written.
         """
         if path.suffix.lower() not in (".mp4", ".avi"):
             raise OutputError(f"{path} must end in .mp4 or .avi")
-        self.name, self.path, self.fps = str(path), path, fps
+        self.name, self.path, self.fps, self.live = str(path), path, fps, live
         self._stack = ExitStack()
         remove_abandoned(path, ABANDONED_AFTER_S)  # pictures of people that nobody would look for
         self._partial = self._stack.enter_context(atomic_file(path, overwrite))
+        # held while it may be written: a camera that is lost for long leaves it as old as an abandoned one
+        try:
+            lock(self._stack.enter_context(self._partial.open("wb")), path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
         self._writer: Any = None
         self._size_wh = (0, 0)
         self._first_time = 0.0
@@ -288,7 +303,12 @@ class VideoRecording(Output):
             due = 1
         if due > 0:
             picture = fit_into(annotated, self._size_wh)
-            for _ in range(due):
+            started = time.monotonic()
+            for number in range(due):
+                if self.live and number and time.monotonic() - started > MAX_FILLING_S:
+                    self.dropped += due - number
+                    self._first_time += (due - number) / self.fps
+                    break
                 # a picture takes less than it has bytes, and the end of a file some as well
                 if shutil.disk_usage(self.path.parent).free < MIN_FREE_BYTES + picture.nbytes:
                     raise OutputError(f"{self.path} cannot be written: the disk is full")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class FrameResult:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        record = asdict(self)
+        # not dataclasses.asdict, whose deep copy takes ten times as long
+        record = {**vars(self), "faces": [vars(face) for face in self.faces]}
         del record["covered"]
         return json.dumps(record, separators=(",", ":"))
 

@@ -145,9 +145,7 @@ def open_run(
 
 def open_pipeline(settings: RunSettings) -> Pipeline:
     """Detector, network and tracker by their settings. Raises MaskferError if one cannot be opened."""
-    if settings.models:
-        store = ModelStore(Path(settings.models))
-        settings = _with_models(settings, store.choose_each(store.state(), _installed_kinds(settings)))
+    settings = with_installed_files(settings)
     model, detector_model = (Path(path) if path else None for path in (settings.model, settings.detector_model))
     detector = open_detector(
         settings.detector, settings.search_side, detector_model, settings.runtime, settings.threads
@@ -164,6 +162,14 @@ def open_pipeline(settings: RunSettings) -> Pipeline:
         if isinstance(detector, LearnedDetector):
             detector.keep_small = True  # a face too small for an expression can still be recognised
     return pipeline
+
+
+def with_installed_files(settings: RunSettings) -> RunSettings:
+    """The settings with the files of installed models in them, but without a trial of these."""
+    if not settings.models:
+        return settings
+    store = ModelStore(Path(settings.models))
+    return _with_models(settings, store.choose_each(store.state(), _installed_kinds(settings)))
 
 
 def _installed_kinds(settings: RunSettings) -> list[str]:
@@ -227,7 +233,7 @@ def _outputs(
             rotate_bytes = settings.rotate_mb * 1e6
             yield partial(kind, path, settings.overwrite, append=settings.append, rotate_bytes=rotate_bytes)
     if settings.record:
-        yield partial(VideoRecording, Path(settings.record), camera.fps, settings.overwrite)
+        yield partial(VideoRecording, Path(settings.record), camera.fps, settings.overwrite, live=camera.live)
     if server is not None:
         page = camera if isinstance(camera, BrowserCamera) else None
         yield partial(BrowserView, server, meter.snapshot, page)

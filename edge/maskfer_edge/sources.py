@@ -71,7 +71,9 @@ def _open_file(source: str) -> Camera:
         return VideoFile(Path(str(files("maskfer_edge") / "data" / DEMO_CLIP)))
     path = Path(source)
     if path.is_dir():
-        paths = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES)
+        # macOS leaves a hidden ._NAME.jpg beside each picture, which is none
+        visible = (p for p in path.iterdir() if not p.name.startswith("."))
+        paths = sorted(p for p in visible if p.suffix.lower() in PICTURE_SUFFIXES)
         if not paths:
             raise InputError(f"{path} holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
         return PictureFiles(source, paths)

@@ -114,6 +114,21 @@ def closed(link):
     return link.close_code, link.close_reason
 
 
+def test_pictures_are_wanted_while_a_page_watches(site):
+    assert not site.view.wants_picture
+    link = site.viewer()
+    assert site.view.wants_picture
+    link.close()
+    wait_for(lambda: not site.view.wants_picture)
+
+
+def test_a_page_that_comes_between_waits_for_the_next_picture(site):
+    link = site.viewer()
+    assert site.view.write(Frame(picture(), 1, 1.0), FrameResult(1.0, 1, (), 3.5), None)
+    site.write(2)
+    assert next_picture(link)[0]["result"]["frame"] == 2
+
+
 def test_the_page_is_served_whole_and_allows_nothing_foreign(site):
     answer, page = site.get("/")
     policy = answer.headers["Content-Security-Policy"]

@@ -220,6 +220,31 @@ def test_closed_streams_are_no_matter(tmp_path):
     assert (tmp_path / "links").read_text() == "/dev/null /dev/null /dev/null"
 
 
+def test_a_thread_that_hangs_does_not_change_how_it_ends():
+    program = (
+        "import threading; from maskfer_edge import __main__, cli\n"
+        "thread = threading.Thread(target=threading.Event().wait, daemon=True)\n"
+        "def hang(*given): thread.start(); print('left', end='')\n"
+        "import atexit; atexit.register(print, 'torn down'); cli._say_summary = hang; __main__.main()"
+    )
+    command = [sys.executable, "-c", program, *RUN_DEMO, "--max-frames", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "left")
+
+
+def test_while_it_loads_it_is_stopped_in_one_line():
+    program = (
+        "import sys\n"
+        "class Stopped:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'maskfer_edge.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Stopped())\n"
+        "from maskfer_edge.__main__ import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, "maskfer-edge: interrupted\n")
+
+
 def test_predict_crop_takes_the_whole_picture_as_a_face(edge, black):
     status, out, _ = edge("predict", "--crop", "--json", black)
     faces = json.loads(out)[str(black)]

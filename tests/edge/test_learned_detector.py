@@ -217,6 +217,29 @@ def test_of_many_cells_the_surest_are_looked_at():
     np.testing.assert_allclose(scores, np.sort(heats)[::-1][:MAX_CANDIDATES], rtol=1e-6)
 
 
+def test_small_faces_take_no_large_one_s_place():
+    cells = [(row, column) for row in range(0, 40, 2) for column in range(0, 40, 2)]
+    small = [(*cell, 0.9, (0, 0, 0.5, 0.5)) for cell in cells[:-1]]
+    _, scores = decode(*output([*small, (*cells[-1], 0.6, (0, 0, 1, 1))], (40, 40)), STRIDE, 0.5, STRIDE)
+    assert scores.tolist() == pytest.approx([0.6])
+
+
+def test_without_a_limit_all_cells_count():
+    cells = [(row, column) for row in range(0, 40, 2) for column in range(0, 40, 2)]
+    maps = output([(*cell, 0.9, (0, 0, 1, 1)) for cell in cells], (40, 40))
+    assert len(decode(*maps, STRIDE, 0.5, max_candidates=None)[0]) == len(cells) > MAX_CANDIDATES
+
+
+def test_where_faces_are_covered_no_crowd_is_too_large(fake, monkeypatch):
+    monkeypatch.setattr(learned_detector, "MAX_CANDIDATES", 1)
+    monkeypatch.setattr(learned_detector, "MIN_FACE_SHARE", STRIDE / 16)  # of 16 pixels: a cell
+    heat, boxes = output([(1, 0, 0.8, (0, 0, 1.1, 1.1)), (1, 3, 0.9, (0, 0, 1.1, 1.1))], shape=(2, 4))
+    detect, _ = fake((heat[None, ..., None], (0.0, 0)), (boxes[None], (0.0, 0)))
+    assert len(detect(dark_picture((16, 32)))) == 1
+    detect.keep_small = True
+    assert len(detect(dark_picture((16, 32)))) == 2
+
+
 def test_nothing_hot_gives_empty_arrays_of_the_same_kinds():
     found, scores = decode(*output([]), STRIDE, 0.5)
     assert (found.shape, found.dtype, scores.shape, scores.dtype) == ((0, 4), np.float32, (0,), np.float32)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from maskfer_edge import model_watch, running
+from maskfer_edge import bench, model_watch, running
 from maskfer_edge.cameras import FakeCamera
 from maskfer_edge.classifier import Classifier, default_model
 from maskfer_edge.errors import CameraError, InputError, ModelError, OutputError
@@ -51,6 +51,14 @@ def put(store, name, *, kind=EXPRESSION, prove=False):
     if prove:
         store.change(lambda state: state.with_slot(kind, state.slot(kind).proved()))
     return stored.id
+
+
+def test_a_benchmark_ends_no_trial(store, monkeypatch):
+    put(store, "new")
+    before = store.state()
+    monkeypatch.setattr(bench, "REALTIME_FRAMES", 3)
+    assert bench.bench(RunSettings(source="demo", models=str(store.folder), max_frames=3)).fps > 0
+    assert store.state() == before and before.slot(EXPRESSION).on_trial
 
 
 def run(store, reported=None, terminate=lambda error: None, **settings):

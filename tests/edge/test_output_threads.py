@@ -109,6 +109,31 @@ def test_an_output_that_never_comes_back_is_left(monkeypatch):
     held.go_on.set()
 
 
+def test_outputs_that_never_come_back_are_left_at_the_same_time(monkeypatch):
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.3)
+    held = [HeldOutput() for _ in range(4)]
+    taking = feed(held, 1)
+    started = time.monotonic()
+    with pytest.raises(OutputError, match="did not finish"):
+        taking.finish(failed=False)
+    assert time.monotonic() - started < 1.5  # one after the other: 2.4
+    for output in held:
+        output.go_on.set()
+
+
+@pytest.mark.parametrize(("pictures", "waiting"), [(100, 8), (5, 5), (0.5, 2)])
+def test_of_large_pictures_fewer_wait(monkeypatch, pictures, waiting):
+    monkeypatch.setattr(module, "QUEUE_BYTES", pictures * PICTURE.nbytes)
+    held = HeldOutput()
+    taking = feed([held], 1)
+    held.started.wait(5)
+    for index in range(1, 21):
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    held.go_on.set()
+    taking.finish(failed=False)
+    assert indices(held) == [0, *range(21 - waiting, 21)]
+
+
 def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_S", 0.1)
     held, stop = HeldOutput(), threading.Event()

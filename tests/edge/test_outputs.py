@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import cv2
@@ -65,6 +66,12 @@ def test_a_line_has_the_keys_of_the_design(tmp_path):
 def test_a_face_has_the_keys_of_the_design(tmp_path):
     face = lines_of(tmp_path)[0]["faces"][0]
     assert list(face) == ["track", "box", "detector_score", "expression", "confidence", "scores"]
+
+
+def test_a_line_holds_the_whole_result_but_what_is_covered(tmp_path):
+    expected = asdict(FrameResult(0, 0, (FACE,), 1.0))
+    del expected["covered"]
+    assert lines_of(tmp_path)[0] == json.loads(json.dumps(expected))
 
 
 def test_a_box_is_left_top_width_height(tmp_path):
@@ -236,6 +243,32 @@ def test_a_recording_appears_only_when_it_is_closed(tmp_path):
     assert not (tmp_path / "a.mp4").exists()
     output.close()
     assert (tmp_path / "a.mp4").exists()
+
+
+def test_of_a_camera_a_video_that_takes_too_long_is_shorter(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "MAX_FILLING_S", 0.0)
+    output = VideoRecording(tmp_path / "a.avi", 10.0, live=True)
+    feed(output, [0, 1, 1.1])  # ten pictures are due for the second, and one is written
+    output.close()
+    assert (len(read_back(tmp_path / "a.avi")), output.dropped) == (3, 9)
+
+
+def test_of_a_file_a_video_keeps_its_time_however_long_that_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "MAX_FILLING_S", 0.0)
+    output = VideoRecording(tmp_path / "a.avi", 10.0)
+    feed(output, [0, 1, 1.1])
+    output.close()
+    assert (len(read_back(tmp_path / "a.avi")), output.dropped) == (12, 0)
+
+
+def test_a_recording_that_waits_for_its_camera_is_not_taken_for_a_killed_one(tmp_path):
+    waiting = VideoRecording(tmp_path / "a.mp4", 10.0)
+    feed(waiting, [0])
+    (partial,) = tmp_path.iterdir()
+    os.utime(partial, (time.time() - 3600,) * 2)
+    VideoRecording(tmp_path / "a.mp4", 10.0).close()
+    waiting.close()
+    assert len(read_back(tmp_path / "a.mp4")) == 1
 
 
 def test_what_a_killed_recording_left_is_removed(tmp_path):
@@ -414,6 +447,36 @@ def test_a_header_that_a_crash_cut_off_is_written_anew(tmp_path):
     feed(output, [0])
     output.close()
     assert (tmp_path / "a.csv").read_text().startswith(CsvFile.header)
+
+
+@pytest.mark.parametrize("kind", [JsonLines, CsvFile])
+def test_what_cannot_be_read_is_not_lost(tmp_path, kind):
+    (tmp_path / "a.txt").write_text("old\n")
+    output = kind(str(tmp_path / "a.txt"), append=True)
+    file = output._file
+
+    class Dying(io.RawIOBase):
+        def __getattribute__(self, name):
+            return object.__getattribute__(self, name) if name in ("read", "close") else getattr(file, name)
+
+        def read(self, count=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+    output._file = Dying()
+    with pytest.raises(OutputError, match="Input/output error"):
+        feed(output, [0])
+    file.close()
+    assert (tmp_path / "a.txt").read_text() == "old\n"
+
+
+@pytest.mark.parametrize("options", [{}, {"rotate_bytes": 1000}])
+def test_a_pipe_is_no_file_that_is_there_already(tmp_path, options):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with os.fdopen(os.open(tmp_path / "a.jsonl", os.O_RDONLY | os.O_NONBLOCK), "rb") as reader:
+        output = JsonLines(str(tmp_path / "a.jsonl"), **options)
+        feed(output, [0])
+        output.close()
+        assert json.loads(reader.read())["frame"] == 0
 
 
 def test_a_file_that_grows_too_large_is_rotated(tmp_path):

@@ -58,6 +58,13 @@ def test_a_damaged_picture_is_named_after_the_good_ones(tmp_path):
         camera.read()
 
 
+def test_hidden_files_of_a_folder_are_no_pictures(tmp_path):
+    write_pictures(tmp_path, "a.png")
+    (tmp_path / "._a.png").write_bytes(b"what macOS keeps beside it")
+    with open_camera(str(tmp_path)) as camera:
+        assert camera.read() is not None and camera.read() is None
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no pictures"):
         open_camera(str(tmp_path))

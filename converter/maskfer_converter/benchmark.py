@@ -96,19 +96,20 @@ def benchmark(
         if runtime not in RUNTIMES:
             raise InputError(f"unknown runtime {runtime!r}; give one of {', '.join(RUNTIMES)}")
     missing: dict[str, str] = {}
+    last: DependencyError | ModelError | None = None
     opened = []
     for name, content in models.items():
         flatbuffer = strip(content)
         for runtime in runtimes:
             try:
                 run = {count: open_interpreter(flatbuffer, runtime, count, name) for count in threads}
-            except DependencyError as error:
-                missing[runtime] = str(error)
+            except (DependencyError, ModelError) as error:
+                missing[runtime], last = str(error), error
                 continue
             memory = memory_of(flatbuffer, runtime)
             opened += [(name, runtime, count, run[count], memory, len(content)) for count in threads]
     if not opened:
-        raise DependencyError("; ".join(missing.values()))
+        raise type(last)("; ".join(missing.values())) if last else DependencyError("no model is given")
     times = time_in_turns([interpreter for _, _, _, interpreter, _, _ in opened], runs, warm_up)
     timings = [
         Timing(name, runtime, count, *_median_p95(of_one), len(of_one), memory, size)

@@ -82,7 +82,11 @@ def check_graph(graph: Graph, form: str, shapes_in_out: Shapes = (FACE_IN, SCORE
     custom = [operator.name for operator in graph.operators if operator.custom]
     oldest = ".".join(map(str, OLDEST_RUNTIME))
     checks = [
-        Check("input and outputs of the contract's shapes", as_expected, "" if as_expected else f"{inputs}, {outputs}"),
+        Check(
+            "input and outputs of the shapes that the edge expects",
+            as_expected,
+            "" if as_expected else f"{inputs}, {outputs}",
+        ),
         Check("no custom or Flex operator", not custom, ", ".join(custom)),
         Check(
             f"operators that TFLite {oldest} has",

@@ -36,8 +36,9 @@ from maskfer_edge.files import atomic_file, check_writable, write_atomically
 from maskfer_edge.model_file import Model, ModelInfo, pack
 
 LICENCE_NOTE = (
-    "Weights trained on pictures of {name}. FER2013 was scraped for research, and the landmark model that placed the "
-    "masks (iBUG 300-W) excludes commercial use. Not for judging what a person feels; not for use at work or school."
+    "Weights trained on pictures of {name}, whose own terms hold (FER2013's were scraped, for research); the landmark "
+    "model that placed the masks (iBUG 300-W) excludes commercial use. Not for judging what a person feels; not for "
+    "use at work or school."
 )
 # Held-out faces on which the layers are compared; more do not change which are worst.
 NOISE_FACES = 32

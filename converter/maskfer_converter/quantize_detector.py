@@ -29,8 +29,8 @@ from maskfer_edge.runtime import AUTO
 from maskfer_edge.scenes import GroundTruth, f1_by_threshold, read_ground_truth, scenes_info
 
 LICENCE_NOTE = (
-    "Weights trained on scenes made of portraits (a public expression set, mostly of LFW) and photographs (Face Mask "
-    "Detection, CC0); the landmark model that placed the masks (iBUG 300-W) excludes commercial use."
+    "Weights trained on scenes made of the portraits {name} and of photographs, whose own terms hold; the landmark "
+    "model that placed the masks (iBUG 300-W) excludes commercial use. Not for telling who somebody is."
 )
 # Overlap (intersection over union) from which two boxes are of one face.
 SAME_FACE_IOU = 0.5
@@ -161,7 +161,7 @@ def quantize_detector(
         training_data=dict(metadata.get("scenes", {})),
         accuracy={},
         quantization={"format": form, "calibration": counts, "seed": seed},
-        licence_note=LICENCE_NOTE,
+        licence_note=LICENCE_NOTE.format(name=dict(metadata.get("scenes", {})).get("name", "of an unknown set")),
     )
     model = DetectorModel(flatbuffer, info, str(out))
     graph = read_graph(flatbuffer, str(out))
@@ -217,7 +217,9 @@ def _read_scenes(
     ground_truth = read_ground_truth(scenes)
     names = [name for name in ground_truth if name not in held_out]
     validation = [name for name in ground_truth if name in held_out]
-    if len(names) < pictures or not validation:
+    if not validation:
+        raise InputError(f"{scenes} holds no validation scenes, as one in twenty is; build more scenes")
+    if len(names) < pictures:
         raise InputError(
             f"{scenes} has {len(names)} training scenes; {pictures} are needed, seven times --per-class: "
             "build more scenes, or give a smaller one"

@@ -6,6 +6,7 @@ which the newest replaces, so that no page can stall the loop or another page.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import ipaddress
 import json
@@ -292,7 +293,7 @@ def _listen(host: str, port: int, token: str) -> tuple[socket.socket, ipaddress.
         return socket.create_server(sockaddr[:2], family=family), address
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise OutputError(
-            f"the browser view cannot listen on {host}:{port} ({reason.lower()}); "
-            "name another port, or 0 for any free one"
-        ) from error
+        remedy = "name another port, or 0 for any free one"
+        if error.errno == errno.EADDRNOTAVAIL:
+            remedy = "name an address of this machine, or 0.0.0.0 for all of them"
+        raise OutputError(f"the browser view cannot listen on {host}:{port} ({reason.lower()}); {remedy}") from error

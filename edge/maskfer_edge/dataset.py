@@ -63,7 +63,8 @@ def dataset_info(dataset: Path) -> dict[str, Any]:
         info = json.loads(read_bytes(dataset / "dataset.json"))
     except (InputError, ValueError):
         raise InputError(
-            f"{dataset} holds no readable dataset.json; make it with: trainer build-dataset SOURCE {dataset}"
+            f"{dataset} is no data set; make one of the faces in it, in another folder: "
+            f"trainer build-dataset {dataset} OUT"
         ) from None
     if not isinstance(info, dict) or not {"name", "sha256"} <= info.keys():
         raise InputError(f"{dataset / 'dataset.json'} is damaged; build the data set again")

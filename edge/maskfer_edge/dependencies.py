@@ -47,5 +47,12 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        module = error.name or " ".join(str(error).split())[:200]
-        raise DependencyError(f"{module} is not installed; run: pip install 'maskfer[{name}]'") from error
+        cause: BaseException | None = error
+        while cause is not None:  # numpy makes an ImportError of Ctrl-C
+            if isinstance(cause, KeyboardInterrupt):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        problem = f"{error.name} is not installed"
+        if error.name is None:
+            problem = f"what it needs cannot be loaded ({' '.join(str(error).split())[:200]})"
+        raise DependencyError(f"{problem}; run: pip install 'maskfer[{name}]'") from error

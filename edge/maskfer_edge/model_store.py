@@ -155,6 +155,8 @@ class ModelStore:
     def state(self) -> State:
         """What is in use; if that cannot be read it is the bundled models, and a line is reported."""
         path, remedy = self.folder / STATE_NAME, ""
+        if self.folder.is_file():
+            raise InputError(f"{self.folder} is no folder of installed models; for one file give --model {self.folder}")
         try:
             return read_state(path.read_bytes())
         except FileNotFoundError:

@@ -28,7 +28,7 @@ def quiet_native_libraries() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except MaskferError:
+        except (MaskferError, KeyboardInterrupt):
             raise
         except BaseException:
             held.seek(0)

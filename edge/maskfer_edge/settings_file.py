@@ -35,7 +35,9 @@ def read_settings(kind: type[Settings], config: Path | None, given: Mapping[str,
         try:
             chosen = tomllib.loads(read_bytes(config).decode())
         except (ValueError, RecursionError) as error:  # of TOML and of UTF-8
-            raise InputError(f"{config} is no TOML file: {error}") from None
+            raise InputError(
+                f'{config} is no TOML file: {error}; text needs quotes, such as source = "usb:0"'
+            ) from None
         known = {field.name: field for field in _fields(kind)}
         for key, value in chosen.items():
             if isinstance(value, dict):

@@ -57,28 +57,30 @@ def test_every_model_runtime_and_thread_count_is_timed(tflite_model):
     assert found.cores >= 1
 
 
-def without(monkeypatch, missing):
+def without(monkeypatch, missing, error=DependencyError):
     real = module.open_interpreter
 
     def opened(content, runtime, *rest):
         if runtime in missing:
-            raise DependencyError(f"{runtime} is gone")
+            raise error(f"{runtime} is gone")
         return real(content, runtime, *rest)
 
     monkeypatch.setattr(module, "open_interpreter", opened)
     monkeypatch.setattr(module, "memory_of", lambda content, runtime: 1.0)
 
 
-def test_a_missing_runtime_is_passed_over_and_named(monkeypatch, tflite_model):
-    without(monkeypatch, ["tflite-runtime"])
+@pytest.mark.parametrize("error", [DependencyError, ModelError])
+def test_a_missing_runtime_is_passed_over_and_named(monkeypatch, tflite_model, error):
+    without(monkeypatch, ["tflite-runtime"], error)
     found = benchmark(read_models([tflite_model]), runtimes=("litert", "tflite-runtime"), runs=2, warm_up=0)
     assert [t.runtime for t in found.timings] == ["litert"]
     assert found.missing == {"tflite-runtime": "tflite-runtime is gone"}
 
 
-def test_no_runtime_at_all_is_an_error(monkeypatch, tflite_model):
-    without(monkeypatch, ["litert"])
-    with pytest.raises(DependencyError, match="litert is gone"):
+@pytest.mark.parametrize("error", [DependencyError, ModelError])
+def test_no_runtime_at_all_is_an_error(monkeypatch, tflite_model, error):
+    without(monkeypatch, ["litert"], error)
+    with pytest.raises(error, match="litert is gone"):
         benchmark(read_models([tflite_model]), runtimes=("litert",), runs=2)
 
 

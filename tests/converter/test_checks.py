@@ -52,11 +52,15 @@ def test_one_scale_for_all_channels_is_found(graph):
 
 @pytest.mark.parametrize("changes", [{"shape": (1, 96, 96, 1)}, {"shape": (8, 48, 48, 1)}])
 def test_another_shape_is_found(graph, changes):
-    assert failed(with_tensor(graph, graph.inputs[0], **changes)) == ["input and outputs of the contract's shapes"]
+    assert failed(with_tensor(graph, graph.inputs[0], **changes)) == [
+        "input and outputs of the shapes that the edge expects"
+    ]
 
 
 def test_a_second_output_is_found(graph):
-    assert failed(replace(graph, outputs=(*graph.outputs, 3))) == ["input and outputs of the contract's shapes"]
+    assert failed(replace(graph, outputs=(*graph.outputs, 3))) == [
+        "input and outputs of the shapes that the edge expects"
+    ]
 
 
 def test_a_flex_operator_is_found(graph):

@@ -248,7 +248,7 @@ def repacked(source, target, leave_out):
         (["detector", "--calibrate", "SCENES", "--rescorer", "LEAN"],
          "lean.keras is no rescorer; give the model.keras of trainer fit-rescorer"),
         (["detector", "--calibrate", "DATASET"], "holds no readable scenes.json"),
-        (["lean", "--calibrate", "SCENES"], "holds no readable dataset.json"),
+        (["lean", "--calibrate", "SCENES"], "is no data set"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_tensorflow_is_loaded(

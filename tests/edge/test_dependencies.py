@@ -53,6 +53,19 @@ def test_a_missing_module_of_an_extra_names_the_pip_line():
         import nosuchmodule  # noqa: F401
 
 
+def test_an_extra_that_is_there_and_fails_is_told_so():
+    with pytest.raises(DependencyError, match=r"what it needs cannot be loaded \(no symbol\); run"), extra("trainer"):
+        raise ImportError("no symbol")
+
+
+def test_of_an_interrupted_import_the_interruption_counts():
+    with pytest.raises(KeyboardInterrupt), extra("trainer"):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+
+
 def test_an_extra_lets_other_errors_through():
     with pytest.raises(ZeroDivisionError), extra("trainer"):
         raise ZeroDivisionError

@@ -685,6 +685,38 @@ def test_a_full_disk_is_one_error_that_says_how_to_go_on(tmp_path, small_source,
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
 
 
+def test_a_log_that_cannot_be_closed_hides_no_error(tmp_path, small_source, monkeypatch):
+    class Full:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def flush(self):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            self._file.close()
+            raise OSError(28, "No space left on device")
+
+    begin = builder._Log.__init__
+
+    def with_full_file(self, partial):
+        begin(self, partial)
+        self._file = Full(self._file)
+
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match=r"No space left.*goes on"):
+        patched.setattr(builder._Log, "__init__", with_full_file)
+        build(small_source, tmp_path / "out")
+
+
+def test_a_data_set_of_the_folder_where_one_is_has_its_name(tmp_path, small_source, monkeypatch):
+    monkeypatch.chdir(small_source)
+    build(Path(), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"] == small_source.name
+
+
 def test_too_little_space_is_found_before_any_work(tmp_path, small_source, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     monkeypatch.setattr(picture.PictureMasker, "__call__", lambda *_: pytest.fail("worked"))

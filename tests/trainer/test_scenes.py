@@ -174,6 +174,22 @@ def test_of_a_large_portrait_only_what_scenes_show_is_kept(astronaut, tmp_path):
         assert np.abs(placed.pixels - whole.pixels)[whole.cover > 0].mean() < 1
 
 
+def test_in_a_large_picture_the_mask_is_put_on_the_face(portraits, tmp_path):
+    photo = read_photos(portraits)[0]
+    plain = module.read_grey(photo.path)
+    height, width = plain.shape
+    padded = cv2.copyMakeBorder(plain, height, height, width, width, cv2.BORDER_REPLICATE)
+    cv2.imwrite(str(tmp_path / "padded.png"), padded)
+    x0, y0, x1, y1 = photo.boxes_xyxy[0] + (width, height, width, height)
+    box = np.array([(x0, y0, x1, y1)])
+    bare, masked = module._cut_out(Photo(tmp_path / "padded.png", box, np.array([False])), 0)
+    left, top, right, bottom = (round(side) for side in bare.box_xyxy)
+    changed = bare.image != masked.image
+    middle = (top + bottom) // 2
+    assert changed[middle:bottom, left:right].mean() > 0.3
+    assert changed[: top + (middle - top) // 2].mean() < 0.01  # the forehead, and what is above
+
+
 def test_a_portrait_of_a_scene_s_size_is_kept_whole(portraits):
     for photo in read_photos(portraits):
         bare = module._cut_out(photo, 0)[0]
@@ -210,6 +226,12 @@ def test_what_takes_long_is_said_and_shown(portraits, tmp_path):
     )
     assert messages == ["finding landmarks on 3 portraits"]
     assert shown == [(3, 5), (4, 5), (5, 5)]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OutputError, match="is no folder"):
+        build_scenes(tmp_path / "no portraits", tmp_path / "file" / "out", SceneSettings(count=1))
 
 
 def test_an_existing_folder_is_kept(portraits, tmp_path):

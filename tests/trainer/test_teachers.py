@@ -72,6 +72,17 @@ def test_a_teacher_speaks_only_of_faces_that_it_left_out(teacher, parts):
     assert not soft_labels.masked[folds == 3].any()
 
 
+def test_a_checkpoint_speaks_as_its_run_was_set(teacher, parts, tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "run.json").write_text('{"settings": {"bare_share": 0, "leave_out": "1/3"}}')
+    checkpoint = tmp_path / "run" / "checkpoints" / "best-1.keras"
+    teacher().rename(checkpoint)
+    folds = np.array([1, 2, 3, 1, 2, 3])
+    soft_labels = asked([checkpoint], parts, folds=folds)
+    assert np.allclose(soft_labels.masked[folds == 1], scores_of(checkpoint, parts[0])[folds == 1], atol=1e-5)
+    assert not soft_labels.masked[folds != 1].any() and not soft_labels.bare.any()
+
+
 def test_a_teacher_says_the_same_of_all_masks_of_a_bare_face(teacher, parts):
     found = asked([teacher()], parts, faces=[2, 2, 0, 0, 0, 1]).bare
     assert np.array_equal(found[0], found[1])

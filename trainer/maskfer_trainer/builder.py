@@ -178,7 +178,8 @@ class _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what `add` could not write, and has told
+            self._file.close()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -393,7 +394,7 @@ def _finish(
     writer.writerows(left_out)
     info = {
         **header,
-        "name": source_path.stem,
+        "name": source_path.stem if source_path.is_file() else source_path.resolve().name,
         "pictures": sum(faces.values()),
         "skipped": len(left_out),
         "counts": counts,

@@ -409,6 +409,8 @@ def evaluate_detector_command(
     with quiet_native_libraries():
         if detector in DETECTORS:
             finder = open_detector(detector, model_path=detector_model)
+        elif detector_model is not None:
+            raise InputError(f"--detector-model goes with a detector's name; here {detector} is the model")
         elif not Path(detector).exists():
             raise InputError(f"{detector} cannot be read; give {', '.join(DETECTORS)} or a model file")
         else:

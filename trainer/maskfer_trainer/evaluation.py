@@ -123,8 +123,8 @@ def evaluate(
         if out.exists():
             raise OutputError(f"{out} is already there; name another folder")
         check_creatable(out)
-    finder = open_detector(detector) if detector else None
     with quiet_native_libraries():
+        finder = open_detector(detector) if detector else None
         predict, margins = open_model(model, mirror=mirror)
     if detector and detector not in margins:
         raise InputError(f"{model} names no crop margin for detector {detector!r}; it names {', '.join(margins)}")

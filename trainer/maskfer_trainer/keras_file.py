@@ -46,13 +46,18 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def check_validation_share(known: Iterable[Path], share: float) -> None:
     """Raise InputError if a network was trained with a smaller validation part, so has seen what would judge."""
     for path in known:
-        metadata = read_metadata(path) or _run_metadata(path)
-        own_share = metadata.get("settings", {}).get("validation_share", 1)
+        own_share = settings_of(path).get("validation_share", 1)
         if own_share < share:
             raise InputError(
                 f"{path} has learned from faces that would be validated on; "
                 f"use a validation share of {own_share} or less"
             )
+
+
+def settings_of(path: Path) -> dict[str, Any]:
+    """The settings with which a network was trained, a run's checkpoint too; {} if nothing is known of it."""
+    settings: dict[str, Any] = (read_metadata(path) or _run_metadata(path)).get("settings", {})
+    return settings
 
 
 def _run_metadata(path: Path) -> dict[str, Any]:

@@ -117,7 +117,7 @@ _ALL = (
          _DUCKBILL, _HEAD_STRAPS, (WHITE, GREEN, BLUE), 0.0, 0.35, 0.4, 1.3),
     Kind("cloth", "sewn and bound, plain or patterned",
          _CLOTH, _loops((0.96, 0.48), (0.9, 1.02), 0.05), (ANY, ANY, BLACK, WHITE, GREY), 0.5, 0.6, 0.1),
-    Kind("fashion", "stretched black or grey, its sides are its loops",
+    Kind("fashion", "stretched, its sides are its loops",
          _FASHION, (), (BLACK, BLACK, GREY, PINK), 0.12, 0.3, 0.1, 1.1),
     Kind("bandana", "scarf or bandana over face and neck",
          _BANDANA, (), (ANY, ANY, BLACK, GREY), 0.6, 1.0, 0.05, 0.9),

@@ -29,7 +29,7 @@ from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, intersection
 from maskfer_edge.errors import InputError, OutputError
-from maskfer_edge.files import atomic_folder, lock
+from maskfer_edge.files import atomic_folder, check_creatable, lock
 from maskfer_edge.scenes import IGNORED
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH
@@ -139,6 +139,7 @@ def build_scenes(
     """
     if out.exists():
         raise OutputError(f"{out} is already there; name another folder")
+    check_creatable(out)
     faces = read_photos(portraits)
     backgrounds = [] if photos is None else tuning_half(read_photos(photos))
     if settings.count < 1 or not faces:
@@ -249,7 +250,7 @@ def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
     cutouts = [Cutout(*_around_face(grey, box_xyxy), BARE, apart)]
     kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
     try:
-        masked = put_on(grey, _predictor()(grey), kind, wearing).image
+        masked = put_on(grey, _predictor()(grey, (x0, y0, x1 - x0, y1 - y0)), kind, wearing).image
     except InputError:  # a face too far aside for a mask
         return cutouts
     return [*cutouts, Cutout(*_around_face(masked, box_xyxy), MASKED, apart)]

@@ -85,11 +85,10 @@ class FitSettings:
             raise InputError(f"validation_share must be between 0 and 1; received {self.validation_share}")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed must be within 0 and 2³² - 1; received {self.seed}")
-        if not 0 < self.learning_rate < float("inf") or not 0 <= self.mixup < float("inf"):
-            raise InputError(
-                "mixup must not be negative, and the learning rate above 0; "
-                f"received {self.mixup} and {self.learning_rate}"
-            )
+        if not 0 < self.learning_rate <= 1:
+            raise InputError(f"learning_rate must be above 0, and 1 at most; received {self.learning_rate}")
+        if not 0 <= self.mixup < float("inf"):
+            raise InputError(f"mixup must not be negative; received {self.mixup}")
         if self.arch == "paper" and (self.augmentation, self.cutout, self.mixup) != (0, 0, 0):
             raise InputError("the paper's network is trained on faces as they are; leave out augmentation, "
                              "cutout and mixup, or choose another network")  # fmt: skip

@@ -98,7 +98,7 @@ class PhotoSource:
         files = [name for name in names if not any(p.startswith(".") or p == "__MACOSX" for p in name.parts)]
         depth = self._depth_of_classes(files)
         found: list[tuple[PurePosixPath, str, int]] = []
-        unknown = set()
+        unknown, given = set(), set()
         for file in files:
             parts = file.parts[depth:]
             split = parts[0].lower() if parts and parts[0].lower() in SPLITS else None
@@ -110,15 +110,21 @@ class PhotoSource:
                 continue
             label = CLASS_FOLDERS.index(class_parts[0].lower())
             drawn = "test" if drawn_share("split", seed, str(file)) < TEST_SHARE else "train"
+            given.add(split)
             found.append((file, split or drawn, label))
         if unknown:
             raise InputError(
                 f"{self.root} holds folders that are no class: {_some(sorted(unknown))}; "
-                f"the classes are {', '.join(CLASS_FOLDERS)}"
+                f"the classes are {', '.join(CLASS_FOLDERS)}, the parts {' and '.join(SPLITS)}"
             )
         counts = Counter((split, label) for _, split, label in found)
         missing = [f"{s}/{CLASS_FOLDERS[k]}" for s in SPLITS for k in range(len(LABELS)) if not counts[s, k]]
         if missing:
+            if not any(given):
+                raise InputError(
+                    f"{self.root} has no pictures left for {_some(missing)} once a sixth of them is drawn for test; "
+                    "give more pictures, another --seed, or folders train/<class>/ and test/<class>/"
+                )
             raise InputError(f"{self.root} has no pictures for {_some(missing)}; every class needs some in each part")
         return _with_stems(sorted(found))
 
@@ -132,7 +138,11 @@ class PhotoSource:
         except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made for a later version of zip
             raise InputError(f"{self.root} is a zip that cannot be read: {error}") from error
         for name in names:
-            if name.startswith("/") or "\\" in name or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
+            if "\\" in name:
+                raise InputError(
+                    f"{self.root} names its files with backslashes; pack it with another program, or give the folder"
+                )
+            if name.startswith("/") or name[1:2] == ":" or ".." in PurePosixPath(name).parts:
                 raise InputError(f"{self.root} holds an unsafe path, {name!r}; nothing was unpacked")
         return names
 

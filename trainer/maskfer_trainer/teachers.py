@@ -17,7 +17,7 @@ from maskfer_edge.contract import INPUT_SIZE, LABELS, FloatArray
 from maskfer_edge.dataset import PictureSet
 from maskfer_edge.errors import InputError
 from maskfer_trainer.checks import TEACHER
-from maskfer_trainer.keras_file import load_with_shapes, predict_views, read_metadata
+from maskfer_trainer.keras_file import load_with_shapes, predict_views, settings_of
 from maskfer_trainer.settings import parse_fold
 
 
@@ -66,7 +66,7 @@ def predict_soft_labels(
     _, first, inverse = np.unique(faces, return_index=True, return_inverse=True)
     predictions: dict[str, list[tuple[FloatArray, npt.NDArray[np.bool_]]]] = {"masked": [], "bare": []}
     for path in teachers:
-        settings = read_metadata(path).get("settings", {})
+        settings = settings_of(path)
         fold, folds = parse_fold(settings.get("leave_out", ""))
         allowed = fold_of(folds) == fold if folds else np.ones(len(masked), dtype=bool)
         bare_share = settings.get("bare_share", 1)

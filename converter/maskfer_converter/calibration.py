@@ -31,6 +31,9 @@ class Calibration:
     seed: int
 
 
+NO_CALIBRATION = Calibration(np.empty((0, INPUT_SIZE, INPUT_SIZE, 1), dtype=np.float32), {}, 0)
+
+
 def calibration_pictures(dataset: Path, per_class: int, seed: int) -> Calibration:
     """Choose `per_class` faces of each class from the training split, every other one bare.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskfer_converter.benchmark import Benchmark, benchmark
-from maskfer_converter.calibration import calibration_pictures
+from maskfer_converter.calibration import NO_CALIBRATION, calibration_pictures
 from maskfer_converter.checks import Check, Checked, RefusedModelError, check_graph, check_runtimes
 from maskfer_converter.comparison import (
     Comparison,
@@ -117,13 +117,13 @@ def quantize(
     info = dataset_info(dataset)
     network, metadata = load_keras(keras_path)
     progress("reading pictures")
-    calibration = calibration_pictures(dataset, per_class, seed)
+    # the other forms keep the ranges of floats
+    calibration = calibration_pictures(dataset, per_class, seed) if form == INT8 else NO_CALIBRATION
     records = split_records(dataset, "test")
     pictures = {part: read_pictures(dataset, part, records) for part in PARTS}
     progress("converting")
     flatbuffer = convert(network, form, calibration.pictures)
     graph = read_graph(flatbuffer, str(out))
-    counts = calibration.counts if form == INT8 else {}
     model_info = ModelInfo(
         architecture=metadata.get("architecture", network.name),
         crop_margins=CROP_MARGINS,
@@ -133,7 +133,12 @@ def quantize(
             "pictures": metadata.get("training_pictures", 0),
         },
         accuracy={},
-        quantization={"format": form, "calibration": counts, "seed": seed, "dataset_sha256": info["sha256"]},
+        quantization={
+            "format": form,
+            "calibration": calibration.counts,
+            "seed": seed,
+            "dataset_sha256": info["sha256"],
+        },
         licence_note=LICENCE_NOTE.format(name=metadata.get("dataset", info["name"])),
     )
     model = Model(flatbuffer, model_info, str(out))
@@ -160,7 +165,7 @@ def quantize(
         len(content),
         hashlib.sha256(content).hexdigest(),
         graph.multiply_accumulates,
-        counts,
+        calibration.counts,
         seed,
         comparison,
         layers,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,17 @@ def dataset_info(dataset: Path) -> dict[str, Any]:
     """
     if not dataset.is_dir():
         raise InputError(f"{dataset} is not a folder; make a data set with: trainer build-dataset SOURCE OUT")
-    try:
-        info = json.loads(read_bytes(dataset / "dataset.json"))
-    except (InputError, ValueError):
+    path = dataset / "dataset.json"
+    if not path.exists():
         raise InputError(
-            f"{dataset} is no data set; make one of the faces in it, in another folder: "
+            f"{dataset} is no data set, as it has no dataset.json; if it holds faces, make one in another folder: "
             f"trainer build-dataset {dataset} OUT"
-        ) from None
+        )
+    info: Any = None
+    with suppress(ValueError):
+        info = json.loads(read_bytes(path))
     if not isinstance(info, dict) or not {"name", "sha256"} <= info.keys():
-        raise InputError(f"{dataset / 'dataset.json'} is damaged; build the data set again")
+        raise InputError(f"{path} is damaged; build the data set again")
     return info
 
 

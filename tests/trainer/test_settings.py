@@ -52,7 +52,8 @@ def test_a_missing_file_is_named(tmp_path):
     ("change", "message"),
     [({"arch": "vast"}, "'vast'.*paper, lean"), ({"epochs": 0}, "epochs.*0"), ({"batch_size": 0}, "batch_size"),
      ({"bare_share": 1.5}, "bare_share.*1.5"), ({"bare_share": -0.1}, "bare_share"), ({"validation_share": 0}, "0"),
-     ({"validation_share": 1}, "validation_share"), ({"learning_rate": 0}, "learning_rate must be"), ({"seed": -1}, "seed"), 
+     ({"validation_share": 1}, "validation_share"), ({"learning_rate": 0}, "learning_rate must be"),
+     ({"seed": -1}, "seed"),
      ({"seed": 2**32}, "seed"),
      ({"augmentation": 2}, "augmentation"), ({"cutout": 2}, "cutout"), ({"mixup": -1}, "mixup"),
      ({"mixup": float("inf")}, "mixup"), ({"label_smoothing": 1.1}, "label_smoothing"), ({"balance": -1}, "balance"),
@@ -60,7 +61,8 @@ def test_a_missing_file_is_named(tmp_path):
      ({"leave_out": "half"}, "leave_out"), ({"least_recall": 1.1}, "least_recall"),
      ({"epochs": 2.5}, "epochs.*int.*2.5"), ({"epochs": True}, "epochs"),
      ({"seed": "1"}, "seed.*int.*'1'"), ({"arch": 4}, "arch"), ({"arch": "paper"}, "as they are"),
-     ({"learning_rate": 20.0}, "and 1 at most"), ({"learning_rate": float("nan")}, "learning_rate must be"), ({"bare_share": float("nan")}, "bare_share")],
+     ({"learning_rate": 20.0}, "and 1 at most"),
+     ({"learning_rate": float("nan")}, "learning_rate must be"), ({"bare_share": float("nan")}, "bare_share")],
 )  # fmt: skip
 def test_settings_that_make_no_sense_are_refused(change, message):
     with pytest.raises(InputError, match=message):

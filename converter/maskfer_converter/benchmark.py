@@ -83,20 +83,21 @@ def benchmark(
     Args:
         models: Name to the content of a `.tflite` file, maskfer's or anyone's; inputs are filled with seeded noise.
         threads: Numbers of threads to try.
-        runtimes: Keys of `runtime.RUNTIMES`; one that is missing here is passed over if another is there.
+        runtimes: Keys of `runtime.RUNTIMES`; one that is missing here, or refuses a model, is passed over if
+            another works.
         runs: Timed runs of each.
         warm_up: Runs of each before those.
 
     Raises:
         InputError: If a runtime's name is none.
-        ModelError: If the runtime refuses a model.
+        ModelError: If no runtime takes a model.
         DependencyError: If none of the runtimes works here.
     """
     for runtime in runtimes:
         if runtime not in RUNTIMES:
             raise InputError(f"unknown runtime {runtime!r}; give one of {', '.join(RUNTIMES)}")
     missing: dict[str, str] = {}
-    last: DependencyError | ModelError | None = None
+    refusal: type[DependencyError | ModelError] = DependencyError
     opened = []
     for name, content in models.items():
         flatbuffer = strip(content)
@@ -104,12 +105,12 @@ def benchmark(
             try:
                 run = {count: open_interpreter(flatbuffer, runtime, count, name) for count in threads}
             except (DependencyError, ModelError) as error:
-                missing[runtime], last = str(error), error
+                missing[runtime], refusal = str(error), type(error)
                 continue
             memory = memory_of(flatbuffer, runtime)
             opened += [(name, runtime, count, run[count], memory, len(content)) for count in threads]
     if not opened:
-        raise type(last)("; ".join(missing.values())) if last else DependencyError("no model is given")
+        raise refusal("; ".join(missing.values()))
     times = time_in_turns([interpreter for _, _, _, interpreter, _, _ in opened], runs, warm_up)
     timings = [
         Timing(name, runtime, count, *_median_p95(of_one), len(of_one), memory, size)

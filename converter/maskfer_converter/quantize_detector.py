@@ -153,15 +153,16 @@ def quantize_detector(
     calibration = np.stack([*training, *ends])[..., None].astype(np.float32)
     flatbuffer = convert(network, form, calibration)
     counts = {"scenes": len(training)} if form == INT8 else {}
+    training_data = dict(metadata.get("scenes", {}))
     info = DetectorInfo(
         architecture=str(metadata.get("architecture", network.name)),
         input_size_wh=(int(width), int(height)),
         stride=stride,
         score_threshold=trained_threshold if threshold is None else threshold,
-        training_data=dict(metadata.get("scenes", {})),
+        training_data=training_data,
         accuracy={},
         quantization={"format": form, "calibration": counts, "seed": seed},
-        licence_note=LICENCE_NOTE.format(name=dict(metadata.get("scenes", {})).get("name", "of an unknown set")),
+        licence_note=LICENCE_NOTE.format(name=training_data.get("name", "of an unknown set")),
     )
     model = DetectorModel(flatbuffer, info, str(out))
     graph = read_graph(flatbuffer, str(out))

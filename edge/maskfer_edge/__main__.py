@@ -18,8 +18,8 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as end:
-        if any(thread.daemon for thread in threading.enumerate()):
-            _exit_at_once(end.code if isinstance(end.code, int) else 0)
+        if not isinstance(end.code, str) and any(thread.daemon for thread in threading.enumerate()):
+            _exit_at_once(end.code or 0)
         raise
 
 

@@ -259,7 +259,7 @@ class YunetDetector(Detector):
 def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes (left, top, width, height), 0 to 1."""
     shared = intersection(a, b)
-    return shared / (a[2] * a[3] + b[2] * b[3] - shared)
+    return shared / (a[2] * a[3] + b[2] * b[3] - shared) if shared else 0.0
 
 
 def intersection(a: Box, b: Box) -> int:

@@ -87,11 +87,12 @@ class OutputThread:
             self._closing = True
             self._changed.notify_all()
 
-    def join(self, until: float | None = None) -> None:
-        """Wait for the end of the thread, until a time of `time.monotonic` or as long as the loop would wait."""
-        if until is not None:
-            self._thread.join(timeout=max(0.0, until - time.monotonic()))
-            return
+    def join(self, until: float) -> None:
+        """Wait for the end of the thread, until a time of `time.monotonic`."""
+        self._thread.join(timeout=max(0.0, until - time.monotonic()))
+
+    def wait_as_the_loop(self) -> None:
+        """Wait for the end of the thread, however long it takes, if the loop would wait for it."""
         while self._wait and self._thread.is_alive() and not self._stopping():
             self._thread.join(timeout=0.1)
 
@@ -197,7 +198,7 @@ class OutputSet:
             thread.end()
         if not failed:
             for thread in self.threads:
-                thread.join()
+                thread.wait_as_the_loop()
         now = time.monotonic()
         for thread in self.threads:
             thread.join(now + CLOSE_TIMEOUT_S)

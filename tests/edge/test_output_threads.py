@@ -33,9 +33,24 @@ def no_drawing(image, result):
 
 def feed(outputs, frames, draw=no_drawing, live=True):
     taking = OutputSet(outputs, draw, live=live)
-    for index in range(frames):
-        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    write(taking, range(frames))
     return taking
+
+
+def write(taking, indices):
+    for index in indices:
+        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+
+
+def feed_while_held(frames):
+    """Frames that come while an output still holds the first of them; gives it and what fed it."""
+    held = HeldOutput()
+    taking = feed([held], 1)
+    held.started.wait(5)
+    write(taking, range(1, frames))
+    held.go_on.set()
+    taking.finish(failed=False)
+    return held, taking
 
 
 def indices(output):
@@ -53,13 +68,7 @@ def test_a_slow_output_holds_up_neither_the_loop_nor_the_others():
 
 
 def test_what_it_missed_is_counted():
-    held = HeldOutput()
-    taking = feed([held], 1)
-    held.started.wait(5)
-    for index in range(1, 50):
-        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
-    held.go_on.set()
-    taking.finish(failed=False)
+    held, taking = feed_while_held(50)
     assert indices(held) == [0, *range(50 - module.QUEUE_SIZE, 50)]
     assert taking.threads[0].dropped == 50 - len(held.results)
 
@@ -97,7 +106,7 @@ def test_an_error_on_a_thread_reaches_the_loop():
     deadline = time.monotonic() + 5
     with pytest.raises(OutputError, match="disk full"):
         while time.monotonic() < deadline:
-            taking.write(Frame(PICTURE, 1, 0.0), FrameResult(0.0, 1, (), 0.0))
+            write(taking, [1])
 
 
 def test_an_output_that_never_comes_back_is_left(monkeypatch):
@@ -124,13 +133,7 @@ def test_outputs_that_never_come_back_are_left_at_the_same_time(monkeypatch):
 @pytest.mark.parametrize(("pictures", "waiting"), [(100, 8), (5, 5), (0.5, 2)])
 def test_of_large_pictures_fewer_wait(monkeypatch, pictures, waiting):
     monkeypatch.setattr(module, "QUEUE_BYTES", pictures * PICTURE.nbytes)
-    held = HeldOutput()
-    taking = feed([held], 1)
-    held.started.wait(5)
-    for index in range(1, 21):
-        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
-    held.go_on.set()
-    taking.finish(failed=False)
+    held, _ = feed_while_held(21)
     assert indices(held) == [0, *range(21 - waiting, 21)]
 
 
@@ -140,8 +143,7 @@ def test_what_keeps_all_is_not_waited_for_when_the_run_is_to_end(monkeypatch):
     taking = OutputSet([held], no_drawing, live=False, stopping=stop.is_set)
     threading.Timer(0.3, stop.set).start()
     started = time.monotonic()
-    for index in range(module.QUEUE_SIZE + 3):
-        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    write(taking, range(module.QUEUE_SIZE + 3))
     assert stop.is_set()
     with pytest.raises(OutputError, match="did not finish"):
         taking.finish(failed=False)
@@ -161,8 +163,7 @@ def test_a_slow_output_ends_in_order_without_what_waits_for_it(monkeypatch):
 
     slow, stop = Slow(), threading.Event()
     taking = OutputSet([slow], no_drawing, live=False, stopping=stop.is_set)
-    for index in range(module.QUEUE_SIZE):
-        taking.write(Frame(PICTURE, index, 0.0), FrameResult(0.0, index, (), 0.0))
+    write(taking, range(module.QUEUE_SIZE))
     stop.set()
     taking.finish(failed=False)
     assert slow.closed == "well"

@@ -62,6 +62,14 @@ for how, teachers, more in (
     trainer = together.MultiNetworkTrainer([], teachers, together.Faces(greys, greys[:, None], np.arange(7)), settings)
     names, given = ("shown", "targets", "weights"), jax.jit(trainer._make_batch)(trainer._data, jnp.arange(7), key)
     shows |= {f"{how}_{name}": value for name, value in zip(names, given)}
+sure = []  # one teacher says Angry of all faces, the other one Disgust
+for label in (0, 1):
+    sure.append(keras.Sequential([keras.Input((48, 48, 1)), keras.layers.Flatten(), keras.layers.Dense(7, "softmax")]))
+    sure[-1].set_weights([np.zeros((2304, 7)), 50.0 * np.eye(7)[label]])
+settings = FitSettings(**plain, teacher_share=1.0)
+two = together.MultiNetworkTrainer([], sure, together.Faces(greys, greys[:, None], np.arange(7)), settings)
+make_batch = jax.jit(two._make_batch)
+shows["said"] = np.stack([make_batch(two._data, jnp.arange(7), random.key(k))[1] for k in range(24)])
 noise = np.random.default_rng(0).integers(40, 200, (16, 48, 48)).astype(np.uint8)
 smooth = np.stack([cv2.GaussianBlur(face, (0, 0), 2.5) for face in noise])
 def alike():  # nothing is left to chance but flips; the last that is computed, as it stays so
@@ -101,6 +109,13 @@ def test_without_strength_faces_are_flipped_at_most(changes):
     mirrored = np.abs(flipped - bare[:, :, ::-1]).max(axis=(1, 2)) < 1e-3
     assert (as_it_was | mirrored).all()
     assert 16 < mirrored.sum() < 48
+
+
+def test_each_step_asks_a_teacher_drawn_anew_about_either_view(changes):
+    said = changes["said"]
+    assert np.allclose(said[..., 0] + said[..., 1], 1, atol=1e-5)
+    assert set(np.round(said[:, 0, 0], 2)) == {0.0, 0.5, 1.0}
+    assert np.allclose(said, said[:, :1], atol=1e-5)  # all faces of a step ask the same
 
 
 def test_both_views_of_a_face_are_changed_alike(changes):

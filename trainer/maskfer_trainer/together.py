@@ -59,8 +59,9 @@ class MultiNetworkTrainer:
 
     Args:
         networks: To train, in place: `assign_averaged_weights` gives them the averaged weights.
-        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of those of
-            the face as it is shown and of the bare face.
+        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of what one of them,
+            drawn anew each step, says of the faces as they are shown, and another draw of the bare ones. Over many
+            epochs that teaches what all of them together say, for the time that one takes.
         faces: To learn from.
         settings: Without `arch`, which the networks determine; `seed` is of order and changes.
     """
@@ -183,7 +184,7 @@ class MultiNetworkTrainer:
     def _make_batch(self, data: dict[str, Any], indices: Any, key: Any) -> tuple[Any, Any, Any, Any]:
         """The faces of one step as they are shown, (n, 48, 48, 1) float32, their targets, weights and labels."""
         settings, count = self.settings, len(indices)
-        for_mask, for_changes, for_bare, for_cover, for_shares, for_others = random.split(key, 6)
+        for_mask, for_changes, for_bare, for_cover, for_shares, for_others, for_teachers = random.split(key, 7)
         bare, masked = data["pairs"]
         variants = random.randint(for_mask, (count,), 0, masked.shape[1])
         pairs = jnp.stack([bare[indices], masked[indices, variants]], axis=-1).astype(jnp.float32)
@@ -204,13 +205,14 @@ class MultiNetworkTrainer:
         views = jnp.round(jnp.clip(views, 0, 255))[..., None]
         targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing / len(LABELS)
         if self.teachers:
-            all_views = views.reshape(-1, *views.shape[2:])
-            teacher_scores = [
-                _predict(teacher, variables, all_views).reshape(2, count, -1).mean(axis=0)
+            answers = [
+                partial(_predict, teacher, variables)
                 for teacher, variables in zip(self.teachers, data["teachers"], strict=True)
             ]
+            asked = random.randint(for_teachers, (len(views),), 0, len(answers))
+            scores = [lax.switch(which, answers, faces) for which, faces in zip(asked, views, strict=True)]
             share = settings.teacher_share
-            targets = (1 - share) * targets + share * jnp.mean(jnp.stack(teacher_scores), axis=0)
+            targets = (1 - share) * targets + share * jnp.mean(jnp.stack(scores), axis=0)
         return views[0], lax.stop_gradient(targets), weights, labels
 
 

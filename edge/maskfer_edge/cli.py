@@ -43,11 +43,6 @@ ConfidenceOption = Annotated[
 ]
 
 
-@app.callback()
-def _edge() -> None:
-    pass
-
-
 def _flag(field: Field[Any]) -> inspect.Parameter:
     """One setting of a run as an option; what is not given is None, so that the file counts."""
     kind = {"str": str, "int": int, "float": float, "bool": bool}[str(field.type)]
@@ -229,7 +224,7 @@ def predict_command(
     Exit status 1 if a picture cannot be read (the others are looked at all the same), or no face is found in any.
     """
     from maskfer_edge.classifier import open_classifier
-    from maskfer_edge.decoding import read_picture
+    from maskfer_edge.decoding import PICTURE_SUFFIXES, read_picture
     from maskfer_edge.detector import Detection, FakeDetector, open_detector
     from maskfer_edge.errors import InputError
     from maskfer_edge.loop import Pipeline
@@ -248,7 +243,9 @@ def predict_command(
             with quiet_native_libraries():
                 image = read_picture(path)
         except InputError as error:
-            say(f"maskfer-edge: {error}")
+            may_be_played = path.is_dir() or (path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES)
+            hint = f"; for folders and videos: maskfer-edge run --source {path}" if may_be_played else ""
+            say(f"maskfer-edge: {error}{hint}")
             unreadable += 1
             continue
         height, width = image.shape[:2]

@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,14 +15,32 @@ from maskfer_edge.errors import MaskferError
 
 
 def make_app(help_text: str) -> typer.Typer:
-    """A typer application as all three commands are made."""
-    return typer.Typer(
+    """A typer application as all three commands are made, with --version."""
+    app = typer.Typer(
         help=help_text,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options_of_all)
+    return app
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print_result(f"maskfer {version('maskfer')}")
+        raise typer.Exit
+
+
+def _options_of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 def run_app(app: typer.Typer, name: str) -> None:

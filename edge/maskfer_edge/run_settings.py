@@ -115,9 +115,13 @@ class RunSettings:
         self.check_inputs_kept({name: getattr(self, name) for name in ("source", "model", "detector_model")})
 
     def _check_addresses(self) -> None:
-        for name, example_port in (("browser", BROWSER_PORT), ("metrics", METRICS_PORT)):
-            if text := getattr(self, name):
-                address(text, name, example_port)
+        served = [
+            address(text, name, example_port)
+            for name, example_port in (("browser", BROWSER_PORT), ("metrics", METRICS_PORT))
+            if (text := getattr(self, name))
+        ]
+        if len(served) > len(set(served)) and served[0][1]:  # port 0 is any that is free
+            raise InputError(f"browser and metrics are both at {self.browser}; give each a port of its own")
         if self.mqtt:
             parse_broker(self.mqtt)
 

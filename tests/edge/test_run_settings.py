@@ -42,6 +42,7 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
         ({"jsonl": "-", "csv": "-"}, "jsonl and csv are both -"),
         ({"csv": "a.avi", "record": "./a.avi"}, "csv and record are both a.avi"),
         ({"jsonl": "a", "csv": "a.5", "rotate_mb": 1.0}, "csv and jsonl are both a.5"),
+        ({"browser": "8090", "metrics": "127.0.0.1:8090"}, "browser and metrics are both at 8090; give each a port of"),
         ({"source": ""}, "source is empty"),
         ({"threads": 65}, "threads must be at most 64"),
         ({"fps": float("inf")}, "fps must be a number that is not negative"),
@@ -56,6 +57,11 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
 def test_values_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(InputError, match=message):
         RunSettings(**settings)
+
+
+def test_both_servers_may_have_any_free_port():
+    settings = RunSettings(browser="0", metrics="0")
+    assert (settings.browser, settings.metrics) == ("0", "0")
 
 
 @pytest.mark.parametrize(

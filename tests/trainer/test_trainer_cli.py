@@ -173,8 +173,9 @@ def test_evaluate_prints_json(run_main, keras_model, dataset):
     assert json.loads(ran.out)["parts"]["masked"]["pictures"] == 21
 
 
-def test_evaluate_prints_tables(run_main, keras_model, dataset):
-    ran = run_main(main, "evaluate", keras_model, dataset)
+def test_evaluate_prints_tables(run_main, keras_model, dataset, tmp_path):
+    ran = run_main(main, "evaluate", keras_model, dataset, "--out", tmp_path / "drawn")
+    assert f"wrote {tmp_path / 'drawn'}\n" in ran.err
     assert ran.out.count("Surprise") == 5
     assert "accuracy: of one class against the rest" in ran.out
 
@@ -472,7 +473,7 @@ def photographs(tmp_path_factory, portrait):
 def test_evaluate_detector_prints_a_table_and_draws_the_curve(run_main, photographs, tmp_path):
     ran = run_main(main, "evaluate-detector", "haar", photographs, "--out", tmp_path / "curve.png")
     assert (ran.code, "false boxes a picture" in ran.out) == (0, True)
-    assert (tmp_path / "curve.png").exists()
+    assert (tmp_path / "curve.png").exists() and f"wrote {tmp_path / 'curve.png'}\n" in ran.err
 
 
 def test_evaluate_detector_prints_json(run_main, photographs):

@@ -425,6 +425,7 @@ def evaluate_detector_command(
         evaluation = detector_evaluation.evaluate_detector(finder, chosen, progress=progress)
     if out is not None:
         detector_evaluation.draw_curve(evaluation, out, overwrite)
+        say(f"wrote {out}")
     if json_:
         print_json(evaluation)
     else:
@@ -500,6 +501,8 @@ def evaluate_command(
             detector=(detector or "learned") if through_detector else "",
             progress=progress,
         )
+    if out is not None:
+        say(f"wrote {out}")
     if json_:
         print_json(evaluation)
     else:

@@ -25,7 +25,7 @@ def draw_curves(history: list[dict[str, float]], path: Path) -> None:
                 continue
             axes.plot(epochs, [row[key] for row in history], label=label, marker="." if len(epochs) < 40 else "")
         axes.set(xlabel="epoch", ylabel=name)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend()
     with atomic_file(path, overwrite=True) as partial:

@@ -29,11 +29,6 @@ MAX_SEED = 2**32 - 1
 app = make_app("Puts masks on bare faces, and trains and evaluates expression networks and face detectors.")
 
 
-@app.callback()
-def _trainer() -> None:
-    pass
-
-
 @app.command("build-dataset")
 def build_dataset_command(
     source: Annotated[

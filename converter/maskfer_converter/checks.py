@@ -26,12 +26,12 @@ class Check:
 
     Attributes:
         what: What must be.
-        passed: Whether it is.
+        passed: Whether it is; None if that could not be looked at here.
         found: What is instead, or a figure; may be empty.
     """
 
     what: str
-    passed: bool
+    passed: bool | None
     found: str = ""
 
 
@@ -44,7 +44,7 @@ class Checked:
     @property
     def failed(self) -> list[Check]:
         """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
+        return [check for check in self.checks if check.passed is False]
 
 
 class RefusedModelError(ModelError):
@@ -136,7 +136,7 @@ def _some(names: list[str], what: str) -> str:
 
 
 def check_runtimes(run: Callable[[str], bool]) -> list[Check]:
-    """Run a model on each TFLite runtime that works here; those that do not are named and pass.
+    """Run a model on each TFLite runtime that works here; those that are not installed are named.
 
     Args:
         run: Opens the model on a runtime, runs it, and tells whether its outputs are those of the usual one.
@@ -146,7 +146,7 @@ def check_runtimes(run: Callable[[str], bool]) -> list[Check]:
         try:
             same = run(runtime)
         except DependencyError:
-            checks.append(Check(f"runs on {runtime}", True, "not installed here, not tried"))
+            checks.append(Check(f"runs on {runtime}", None, "not installed here, not tried"))
         except ModelError as error:
             checks.append(Check(f"runs on {runtime}", False, str(error)))
         else:

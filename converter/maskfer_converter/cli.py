@@ -171,7 +171,8 @@ def _print_classes(report: QuantizeReport) -> None:
 
 def _print_checks(checks: list[Check]) -> None:
     for check in checks:
-        print_result(f"{'ok' if check.passed else 'FAILED':8}{check.what}{f' ({check.found})' if check.found else ''}")
+        word = {True: "ok", False: "FAILED", None: "-"}[check.passed]
+        print_result(f"{word:8}{check.what}{f' ({check.found})' if check.found else ''}")
 
 
 def _print_benchmark(found: Benchmark) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from dataclasses import Field, asdict, fields, replace
@@ -244,7 +245,8 @@ def predict_command(
                 image = read_picture(path)
         except InputError as error:
             may_be_played = path.is_dir() or (path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES)
-            hint = f"; for folders and videos: maskfer-edge run --source {path}" if may_be_played else ""
+            where = shlex.quote(str(path))
+            hint = f"; for folders and videos: maskfer-edge run --source {where}" if may_be_played and not crop else ""
             say(f"maskfer-edge: {error}{hint}")
             unreadable += 1
             continue

@@ -120,8 +120,11 @@ class RunSettings:
             for name, example_port in (("browser", BROWSER_PORT), ("metrics", METRICS_PORT))
             if (text := getattr(self, name))
         ]
-        if len(served) > len(set(served)) and served[0][1]:  # port 0 is any that is free
-            raise InputError(f"browser and metrics are both at {self.browser}; give each a port of its own")
+        if len(served) == 2:
+            (host, port), (other_host, other_port) = served
+            meet = host == other_host or {host, other_host} & {"0.0.0.0", "::"}
+            if port and port == other_port and meet:  # port 0 is any that is free
+                raise InputError(f"browser and metrics both use port {port}; give each a port of its own")
         if self.mqtt:
             parse_broker(self.mqtt)
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from maskfer_converter.checks import check_graph, check_runtimes
+from maskfer_converter.checks import Checked, check_graph, check_runtimes
 from maskfer_converter.comparison import same_classes
 from maskfer_converter.graph import read_graph
 from maskfer_edge.classifier import default_model
 from maskfer_edge.contract import INPUT_SIZE
+from maskfer_edge.errors import DependencyError
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,19 @@ def test_every_runtime_is_tried_or_named(grey_face):
     assert set(checks) == {"runs on litert", "runs on litert-builtin", "runs on tflite-runtime"}
     assert checks["runs on litert"].passed
     assert checks["runs on litert"].found == ""
+
+
+def test_a_runtime_that_is_not_installed_is_neither_good_nor_bad():
+    def run(runtime):
+        if runtime == "tflite-runtime":
+            raise DependencyError("not there")
+        return True
+
+    checks = check_runtimes(run)
+    assert [check.passed for check in checks] == [True, True, None]
+    report = Checked()
+    report.checks = checks
+    assert report.failed == []
 
 
 def test_a_model_that_the_runtime_refuses_is_found(grey_face):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,14 @@ def test_verify_prints_each_check(run_main, tflite_model, dataset):
     ran = run_main(main, "verify", tflite_model, dataset)
     assert (ran.code, ran.err) == (0, "")
     assert "ok      integers throughout" in ran.out
+    assert ("-       runs on tflite-runtime (not installed here" in ran.out) == (find_spec("tflite_runtime") is None)
     assert "% right" in ran.out
 
 
 def test_verify_prints_json(run_main, tflite_model, dataset):
     found = json.loads(run_main(main, "verify", tflite_model, dataset, "--json").out)
     assert found["same_pictures"] is True
-    assert all(check["passed"] for check in found["checks"])
+    assert not any(check["passed"] is False for check in found["checks"])
 
 
 def test_verify_exits_with_1_where_a_check_fails(run_main, tmp_path, one_class_model, dataset):

@@ -195,7 +195,9 @@ def test_predict_goes_on_after_a_picture_that_cannot_be_read(edge, portrait, jso
 @pytest.mark.parametrize("name", ["", "clip.mp4"])
 def test_predict_says_which_command_takes_folders_and_videos(edge, tmp_path, name):
     (tmp_path / "clip.mp4").write_text("no picture")
-    assert_one_line(edge("predict", tmp_path / name), f"; for folders and videos: maskfer-edge run --source {tmp_path}")
+    assert_one_line(
+        edge("predict", tmp_path / name), f"; for folders and videos: maskfer-edge run --source {tmp_path / name}"
+    )
 
 
 @pytest.mark.parametrize("options", [("--detector", "haar"), ("--detector-model", "x.tflite")])

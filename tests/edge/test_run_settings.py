@@ -42,7 +42,8 @@ def test_settings_printed_as_toml_are_read_back(tmp_path):
         ({"jsonl": "-", "csv": "-"}, "jsonl and csv are both -"),
         ({"csv": "a.avi", "record": "./a.avi"}, "csv and record are both a.avi"),
         ({"jsonl": "a", "csv": "a.5", "rotate_mb": 1.0}, "csv and jsonl are both a.5"),
-        ({"browser": "8090", "metrics": "127.0.0.1:8090"}, "browser and metrics are both at 8090; give each a port of"),
+        ({"browser": "8090", "metrics": "127.0.0.1:8090"}, "browser and metrics both use port 8090; give each a port"),
+        ({"browser": "0.0.0.0:8090", "metrics": "8090"}, "browser and metrics both use port 8090"),
         ({"source": ""}, "source is empty"),
         ({"threads": 65}, "threads must be at most 64"),
         ({"fps": float("inf")}, "fps must be a number that is not negative"),
@@ -59,9 +60,10 @@ def test_values_that_make_no_sense_are_refused(settings, message):
         RunSettings(**settings)
 
 
-def test_both_servers_may_have_any_free_port():
-    settings = RunSettings(browser="0", metrics="0")
-    assert (settings.browser, settings.metrics) == ("0", "0")
+@pytest.mark.parametrize("addresses", [("0", "0"), ("127.0.0.2:8090", "8090"), ("0.0.0.0:8090", "9090")])
+def test_both_servers_may_run_where_they_do_not_meet(addresses):
+    settings = RunSettings(browser=addresses[0], metrics=addresses[1])
+    assert (settings.browser, settings.metrics) == addresses
 
 
 @pytest.mark.parametrize(

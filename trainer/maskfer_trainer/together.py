@@ -59,9 +59,9 @@ class MultiNetworkTrainer:
 
     Args:
         networks: To train, in place: `assign_averaged_weights` gives them the averaged weights.
-        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of what one of
-            them, drawn anew each step, says of the faces as they are shown, and one drawn again of the bare ones. Over
-            many epochs that teaches what all of them together say, for the time that one takes.
+        teachers: Networks whose scores make up `FitSettings.teacher_share` of the targets: the mean of two
+            answers: of one teacher about the faces as they are shown, and of one about the bare ones, both drawn anew
+            each step. Over many epochs that teaches what all of them together say, in the time of one.
         faces: To learn from.
         settings: Without `arch`, which the networks determine; `seed` is of order and changes.
     """

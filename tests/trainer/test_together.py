@@ -70,6 +70,11 @@ settings = FitSettings(**plain, teacher_share=1.0)
 two = together.MultiNetworkTrainer([], sure, together.Faces(greys, greys[:, None], np.arange(7)), settings)
 make_batch = jax.jit(two._make_batch)
 shows["said"] = np.stack([make_batch(two._data, jnp.arange(7), random.key(k))[1] for k in range(24)])
+backend, together.ARCHITECTURES["tiny"] = jax.default_backend, lambda: keras.Sequential([keras.layers.Dense(1)])
+for name in ("cpu", "gpu"):
+    jax.default_backend = lambda name=name: name
+    shows[f"on_{name}"] = together.build_mixed_precision("tiny").layers[0].compute_dtype
+jax.default_backend = backend
 noise = np.random.default_rng(0).integers(40, 200, (16, 48, 48)).astype(np.uint8)
 smooth = np.stack([cv2.GaussianBlur(face, (0, 0), 2.5) for face in noise])
 def alike():  # nothing is left to chance but flips; the last that is computed, as it stays so
@@ -116,6 +121,10 @@ def test_each_step_asks_a_teacher_drawn_anew_about_either_view(changes):
     assert np.allclose(said[..., 0] + said[..., 1], 1, atol=1e-5)
     assert set(np.round(said[:, 0, 0], 2)) == {0.0, 0.5, 1.0}
     assert np.allclose(said, said[:, :1], atol=1e-5)  # all faces of a step ask the same
+
+
+def test_half_precision_is_for_gpus(changes):
+    assert (str(changes["on_cpu"]), str(changes["on_gpu"])) == ("float32", "bfloat16")
 
 
 def test_both_views_of_a_face_are_changed_alike(changes):

@@ -44,7 +44,7 @@ class Checked:
     @property
     def failed(self) -> list[Check]:
         """The checks that did not pass."""
-        return [check for check in self.checks if check.passed is False]
+        return [check for check in self.checks if check.passed not in (True, None)]
 
 
 class RefusedModelError(ModelError):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from maskfer_converter.checks import Checked, check_graph, check_runtimes
+from maskfer_converter.checks import Check, Checked, check_graph, check_runtimes
 from maskfer_converter.comparison import same_classes
 from maskfer_converter.graph import read_graph
 from maskfer_edge.classifier import default_model
@@ -97,8 +97,8 @@ def test_a_runtime_that_is_not_installed_is_neither_good_nor_bad():
     checks = check_runtimes(run)
     assert [check.passed for check in checks] == [True, True, None]
     report = Checked()
-    report.checks = checks
-    assert report.failed == []
+    report.checks = [*checks, bad := Check("of NumPy", np.False_)]
+    assert report.failed == [bad]
 
 
 def test_a_model_that_the_runtime_refuses_is_found(grey_face):

@@ -93,7 +93,7 @@ def _residual(name: str, stem: tuple[tuple[int, int, int], ...], blocks: tuple[t
     side = int(x.shape[1])
     # starts as the plain mean
     mean = initializers.Constant(1 / side**2)
-    # whatever precision the rest is computed in, see `together.in_half_precision`
+    # whatever precision the rest is computed in, see `together.build_mixed_precision`
     full = "float32"
     x = layers.DepthwiseConv2D(side, depthwise_initializer=mean, use_bias=False, dtype=full)(x)
     x = layers.BatchNormalization(dtype=full)(x)

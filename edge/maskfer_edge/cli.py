@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # OpenCV and the runtime are loaded by the commands, so that 
 app = make_app("Reads facial expressions on people who wear face masks, live or from files.")
 app.add_typer(model_app, name="model")
 
+# What `bench` measures unless told otherwise: a camera has no end.
+BENCH_SOURCE = "demo"
+
 ModelOption = Annotated[
     Path | None, typer.Option(help="Model file of converter quantize, or a bundled one: lean (default), large.")
 ]
@@ -44,14 +47,14 @@ ConfidenceOption = Annotated[
 ]
 
 
-def _flag(field: Field[Any]) -> inspect.Parameter:
+def _flag(field: Field[Any], default: Any) -> inspect.Parameter:
     """One setting of a run as an option; what is not given is None, so that the file counts."""
     kind = {"str": str, "int": int, "float": float, "bool": bool}[str(field.type)]
     name = field.name.replace("_", "-")
-    default = f" Default: {field.default}." if kind is not bool and field.default not in ("", 0, -1) else ""
+    shown = f" Default: {default}." if kind is not bool and default not in ("", 0, -1) else ""
     option = typer.Option(
         f"--{name}/--no-{name}" if kind is bool else f"--{name}",
-        help=field.metadata["help"] + default,
+        help=field.metadata["help"] + shown,
         show_default=False,
     )
     return inspect.Parameter(
@@ -59,25 +62,30 @@ def _flag(field: Field[Any]) -> inspect.Parameter:
     )
 
 
-def takes_run_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command one option for each of `RunSettings`, and --config."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())
-    parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD] + [*map(_flag, fields(RunSettings))]
+def takes_run_settings(**defaults: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each of `RunSettings`, and --config; its help names `defaults` that are its own."""
 
-    def called(**given: Any) -> None:
-        command(**given)
+    def with_options(command: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())
+        parameters = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
+        parameters += [_flag(field, defaults.get(field.name, field.default)) for field in fields(RunSettings)]
 
-    called.__doc__ = command.__doc__
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {p.name: p.annotation for p in parameters}
-    return called
+        def called(**given: Any) -> None:
+            command(**given)
+
+        called.__doc__ = command.__doc__
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return with_options
 
 
 ConfigOption = Annotated[Path | None, typer.Option(help="TOML file of the settings below; flags win.")]
 
 
 @app.command("run")
-@takes_run_settings
+@takes_run_settings()
 def run_command(config: ConfigOption = None, **given: Any) -> None:
     """Find faces, classify their expressions, and show or write the results.
 
@@ -105,7 +113,7 @@ def run_command(config: ConfigOption = None, **given: Any) -> None:
 
 
 @app.command("config")
-@takes_run_settings
+@takes_run_settings()
 def config_command(config: ConfigOption = None, **given: Any) -> None:
     """Print the settings that `run` would have with the same options, as a file for --config."""
     print_result(as_toml(run_settings(config, given)).rstrip())
@@ -150,7 +158,7 @@ def doctor_command(
 
 
 @app.command("bench")
-@takes_run_settings
+@takes_run_settings(source=BENCH_SOURCE)
 def bench_command(
     config: ConfigOption = None,
     against: Annotated[
@@ -160,7 +168,7 @@ def bench_command(
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     **given: Any,
 ) -> None:
-    """Measure a run on this machine: frames a second, latency by stage, memory, start, CPU. Default source: demo."""
+    """Measure a run on this machine: frames a second, latency by stage, memory, start, CPU."""
     from maskfer_edge.bench import bench
     from maskfer_edge.errors import InputError
     from maskfer_edge.quiet import quiet_native_libraries
@@ -173,8 +181,8 @@ def bench_command(
             "paper, and converter quantize paper/model.keras --calibrate DATA --format float --force -o naive.tflite"
         )
     settings = run_settings(config, given)
-    if settings.source == "auto":  # a camera, which cannot be measured
-        settings = replace(settings, source="demo")
+    if settings.source == "auto":
+        settings = replace(settings, source=BENCH_SOURCE)
     with quiet_native_libraries():
         report = bench(settings, naive_model)
     if json_:

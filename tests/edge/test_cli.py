@@ -447,6 +447,12 @@ def test_a_default_is_shown_in_the_help(edge):
     assert re.search(r"Default:\s*1\.", edge("run", "--help")[1])
 
 
+@pytest.mark.parametrize(("command", "source"), [("run", "auto"), ("bench", "demo")])
+def test_the_help_names_the_default_source_of_the_command(edge, command, source):
+    words = re.sub(r"[│\s]+", " ", edge(command, "--help")[1])
+    assert f"a folder, demo. Default: {source}." in words
+
+
 @pytest.mark.parametrize("options", [("--against", "naive"), ("--naive-model", "x"), ("--against", "fer")])
 def test_bench_says_what_it_can_be_measured_against(edge, options):
     assert_one_line(edge("bench", *options), "naive")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -250,5 +252,20 @@ def test_a_folder_without_boxes_is_refused(tmp_path):
 def test_a_failure_leaves_nothing(portraits, tmp_path, monkeypatch):
     monkeypatch.setattr(module._Composer, "compose", lambda *_: (_ for _ in ()).throw(InputError("broken")))
     with pytest.raises(InputError, match="broken"):
+        build_scenes(portraits, tmp_path / "out", SceneSettings(count=2), workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["00001.jpg", "boxes.csv", "scenes.json"])
+def test_a_full_disk_is_told_of_and_leaves_nothing(portraits, tmp_path, monkeypatch, name):
+    write = Path.write_bytes
+
+    def full(path, data):
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OutputError, match=r"/out cannot be written: No space left on device; nothing is left of it"):
         build_scenes(portraits, tmp_path / "out", SceneSettings(count=2), workers=1)
     assert not list(tmp_path.iterdir())

@@ -119,7 +119,7 @@ def fit(
                 take_weights(model, initial, "start from one of the same, or give its --arch")
             _compile(model, settings, len(batches))
         create_folder()
-        log(f"Training {settings.arch} for {settings.epochs} epochs; watch {run / 'curves.png'}")
+        log(f"Training {settings.arch}, epochs: {settings.epochs}; watch {run / 'curves.png'}")
         if len(history) < settings.epochs:
             callbacks = [*_callbacks(model, settings, history), RunFolder(run, history, settings.epochs)]
             _train(model, batches, validation, range(len(history), settings.epochs), callbacks, verbose)

@@ -168,7 +168,7 @@ def build_scenes(
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
             data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
-            (folder / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
+            _write(folder / name, data, out)
             digest.update(data)
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
@@ -188,9 +188,17 @@ def build_scenes(
             "faces": counts,
             "validation": for_validation,
         }
-        (folder / "boxes.csv").write_text(boxes)
-        (folder / "scenes.json").write_text(json.dumps(info, indent=2) + "\n")
+        _write(folder / "boxes.csv", boxes.encode(), out)
+        _write(folder / "scenes.json", (json.dumps(info, indent=2) + "\n").encode(), out)
     return info
+
+
+def _write(path: Path, data: bytes, out: Path) -> None:
+    """Write a file of the folder that will be `out`; cv2.imwrite would say nothing of a full disk."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror or error}; nothing is left of it") from error
 
 
 def _remove_stale(out: Path) -> None:

@@ -29,8 +29,8 @@ from maskfer_edge.runtime import AUTO
 from maskfer_edge.scenes import GroundTruth, f1_by_threshold, read_ground_truth, scenes_info
 
 LICENCE_NOTE = (
-    "Weights trained on scenes made of the portraits {name} and of photographs, whose own terms hold; the landmark "
-    "model that placed the masks (iBUG 300-W) excludes commercial use. Not for telling who somebody is."
+    "Weights trained on scenes made of pictures of {name}, whose own terms hold; the landmark model that placed the "
+    "masks (iBUG 300-W) excludes commercial use. Not for telling who somebody is."
 )
 # Overlap (intersection over union) from which two boxes are of one face.
 SAME_FACE_IOU = 0.5
@@ -162,7 +162,7 @@ def quantize_detector(
         training_data=training_data,
         accuracy={},
         quantization={"format": form, "calibration": counts, "seed": seed},
-        licence_note=LICENCE_NOTE.format(name=training_data.get("name", "of an unknown set")),
+        licence_note=LICENCE_NOTE.format(name=training_data.get("name", "an unknown set")),
     )
     model = DetectorModel(flatbuffer, info, str(out))
     graph = read_graph(flatbuffer, str(out))

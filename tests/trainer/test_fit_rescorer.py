@@ -17,9 +17,9 @@ from maskfer_edge.learned_detector import DEFAULT_DETECTOR
 from maskfer_edge.rescorer import SIDE
 from maskfer_trainer import fit_rescorer as module
 from maskfer_trainer.candidates import find_candidates
+from maskfer_trainer.cutouts import PHOTOGRAPH, held_out
 from maskfer_trainer.detector_evaluation import half
 from maskfer_trainer.fit_rescorer import RescorerSettings, fit_rescorer
-from maskfer_trainer.scenes import held_out
 
 DETECTOR = Path(str(files("maskfer_edge") / "data" / DEFAULT_DETECTOR))
 SHORT = RescorerSettings(draws=2, epochs=2, steps=3, batch_size=8, learning_rate=1e-2)
@@ -159,7 +159,7 @@ def test_photographs_of_validation_scenes_alone_are_not_learned_from(data, tmp_p
     info = json.loads((scenes / "scenes.json").read_text())
     (scenes / "scenes.json").write_text(json.dumps({**info, "validation_apart": apart}))
     of_tuning = [f"{number}.png" for number in range(200) if half(f"{number}.png") == "tuning"]
-    names = {held_out("photograph", name): name for name in of_tuning}
+    names = {held_out(PHOTOGRAPH, name): name for name in of_tuning}
     rows = ["image,label,xmin,ymin,xmax,ymax"]
     for name in names.values():
         shutil.copy(data[1] / data[2]["tuning"], tmp_path / name)

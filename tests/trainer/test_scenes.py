@@ -12,7 +12,9 @@ import pytest
 
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import lock
+from maskfer_trainer import cutouts as module_of_cutouts
 from maskfer_trainer import scenes as module
+from maskfer_trainer.cutouts import BARE, CROP, MASKED, PHOTOGRAPH, PORTRAIT, Cutout, cut_out_crops, cut_out_portrait
 from maskfer_trainer.detector_evaluation import Photo, half, read_photos
 from maskfer_trainer.scenes import SIZE_WH, SceneSettings, build_scenes
 
@@ -111,7 +113,7 @@ def test_a_pasted_face_lies_where_its_box_says(portraits, tmp_path, monkeypatch)
     monkeypatch.setattr(module, "_drawn_background", lambda random: np.full(SIZE_WH[::-1], 255, np.uint8))
     monkeypatch.setattr(module, "_as_photographed", lambda image, random: image)
     monkeypatch.setattr(module._Composer, "_paste_distractor", lambda *_: None)
-    cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]
+    cutouts = [cutout for photo in read_photos(portraits) for cutout in cut_out_portrait(photo, 0)]
     composer = module._Composer(cutouts, [], 0)
     seen = 0
     for number in range(30):
@@ -131,7 +133,7 @@ def test_a_photographed_face_is_covered_by_a_portrait_s(portraits, photos, monke
     for name in ("_paste_distractor", "_paste_face"):
         monkeypatch.setattr(module._Composer, name, lambda *_: None)
     monkeypatch.setattr(module, "PHOTO_SHARE", 1.0)
-    cutouts = [cutout for photo in read_photos(portraits) for cutout in module._cut_out(photo, 0)]
+    cutouts = [cutout for photo in read_photos(portraits) for cutout in cut_out_portrait(photo, 0)]
     shown = [(module.read_grey(photo.path), photo) for photo in read_photos(photos)]
     scenes = {}
     for share in (0.0, 1.0):
@@ -164,45 +166,78 @@ def test_of_a_large_portrait_only_what_scenes_show_is_kept(astronaut, tmp_path):
     large[500:2100, 1200:2800] = cv2.cvtColor(cv2.resize(astronaut, (1600, 1600)), cv2.COLOR_BGR2GRAY)
     cv2.imwrite(str(tmp_path / "large.png"), large)
     box = 1200 + 30 * 12.5, 500 + 18 * 12.5, 1200 + 100 * 12.5, 500 + 112 * 12.5
-    cutouts = module._cut_out(Photo(tmp_path / "large.png", np.array([box]), np.array([False])), 0)
-    assert sum(cutout.image.nbytes for cutout in cutouts) < 5e6
+    cutouts = cut_out_portrait(Photo(tmp_path / "large.png", np.array([box]), np.array([False])), 0)
+    assert max(cutout.image.nbytes for cutout in cutouts) < 2.5e6
     for degrees, side in ((0, 210), (30, 320), (-40, 40)):
         placed, whole = (
             module._place(cutout, degrees, side, np.random.default_rng(0), (160, 120))
-            for cutout in (cutouts[0], module.Cutout(large, box, module.BARE))
+            for cutout in (cutouts[0], Cutout(large, box, BARE))
         )
         assert placed.box == whole.box
         assert np.allclose(placed.cover, whole.cover, atol=0.01)
         assert np.abs(placed.pixels - whole.pixels)[whole.cover > 0].mean() < 1
 
 
-def test_in_a_large_picture_the_mask_is_put_on_the_face(portraits, tmp_path):
-    photo = read_photos(portraits)[0]
-    plain = module.read_grey(photo.path)
-    height, width = plain.shape
-    padded = cv2.copyMakeBorder(plain, height, height, width, width, cv2.BORDER_REPLICATE)
-    cv2.imwrite(str(tmp_path / "padded.png"), padded)
-    x0, y0, x1, y1 = photo.boxes_xyxy[0] + (width, height, width, height)
-    box = np.array([(x0, y0, x1, y1)])
-    bare, masked = module._cut_out(Photo(tmp_path / "padded.png", box, np.array([False])), 0)
-    left, top, right, bottom = (round(side) for side in bare.box_xyxy)
-    changed = bare.image != masked.image
-    middle = (top + bottom) // 2
-    assert changed[middle:bottom, left:right].mean() > 0.3
-    assert changed[: top + (middle - top) // 2].mean() < 0.01  # the forehead, and what is above
+def test_faces_come_from_portraits_crops_and_photographs():
+    """In the shares that are set, and none of them too small for the place."""
+    cutouts = [
+        Cutout(np.zeros((60, 60), np.uint8), (10, 0, 50, 50), label, source)
+        for label in (MASKED, BARE)
+        for source in (PORTRAIT, CROP, PHOTOGRAPH)
+    ]
+    composer, random = module._Composer(cutouts, [], 0), np.random.default_rng(0)
+    drawn = [composer._any_cutout(109, random) for _ in range(2000)]
+    for source, share in module.SHARES.items():
+        assert abs(np.mean([cutout.source == source for cutout in drawn]) - share) < 0.04
+    assert abs(np.mean([cutout.label == MASKED for cutout in drawn]) - 0.5) < 0.04
+    assert {composer._any_cutout(111, random).source for _ in range(100)} == {PORTRAIT}
+    few = module._Composer([cutout for cutout in cutouts if cutout.source != CROP], [], 0)
+    assert {few._any_cutout(50, random).source for _ in range(100)} == {PORTRAIT, PHOTOGRAPH}
 
 
-def test_a_portrait_of_a_scene_s_size_is_kept_whole(portraits):
-    for photo in read_photos(portraits):
-        bare = module._cut_out(photo, 0)[0]
-        assert np.array_equal(bare.image, module.read_grey(photo.path))
-        assert bare.box_xyxy == tuple(photo.boxes_xyxy[0])
+def test_a_crop_fades_towards_its_edges(dataset):
+    cutout = cut_out_crops(dataset, 0)[0]
+    placed = module._place(cutout, 0.0, 96.0, np.random.default_rng(0), (160.0, 120.0))
+    x, y, w, h = placed.box
+    assert h == 96 and abs(x + w / 2 - 160) < 1 and abs(y + h / 2 - 120) < 1
+    assert placed.cover[120, 160] > 0.99
+    row = placed.cover[120]
+    side = 96 / (module_of_cutouts.CROP_BOX_XYXY[3] - module_of_cutouts.CROP_BOX_XYXY[1])
+    assert 0.8 * side < (row > 0).sum() < 1.13 * side and np.abs(np.diff(row)).max() < 0.35
+
+
+def test_scenes_are_made_of_crops_as_well(dataset, portraits, photos, tmp_path):
+    settings = SceneSettings(count=30)
+    with_crops = build_scenes(portraits, tmp_path / "with", settings, photos, dataset, workers=1)
+    without = build_scenes(portraits, tmp_path / "without", settings, photos, workers=1)
+    assert (with_crops["crops"] > 0, without["crops"]) == (True, 0)
+    assert with_crops["sha256"] != without["sha256"]
+    assert (
+        with_crops["name"]
+        == f"{portraits.name}, {photos.name}, {json.loads((dataset / 'dataset.json').read_text())['name']}"
+    )
+
+
+def test_what_is_held_out_is_in_validation_scenes_alone():
+    cutouts = [
+        Cutout(np.full((60, 60), level, np.uint8), (10, 0, 50, 50), label, source, apart)
+        for label in (MASKED, BARE)
+        for source in (PORTRAIT, CROP, PHOTOGRAPH)
+        for level, apart in ((0, False), (255, True))
+        if (source, apart) != (CROP, True)  # there may be none
+    ]
+    training, validation = module._composers(cutouts, [], 0)
+    random = np.random.default_rng(0)
+    for composer, apart in ((training, False), (validation, True)):
+        drawn = [composer._any_cutout(50, random) for _ in range(100)]
+        assert {cutout.held_out for cutout in drawn} == {apart}
+        assert (CROP in {cutout.source for cutout in drawn}) is not apart
 
 
 def test_scenes_json_says_what_the_scenes_are(built, portraits, photos, tmp_path):
     """Of other portraits with the same boxes all counts may be the same."""
     info = build_scenes(portraits, tmp_path / "again", SceneSettings(count=60), photos, workers=1)
-    assert (info["name"], info["sha256"]) == (portraits.name, built[1]["sha256"])
+    assert (info["name"], info["sha256"]) == (f"{portraits.name}, {photos.name}", built[1]["sha256"])
     others = shutil.copytree(portraits, tmp_path / "others")
     for path in others.glob("*.png"):
         cv2.imwrite(str(path), cv2.imread(str(path))[:, ::-1])
@@ -224,7 +259,14 @@ def test_what_killed_runs_left_is_removed(portraits, tmp_path):
 def test_what_takes_long_is_said_and_shown(portraits, tmp_path):
     messages, shown = [], []
     build_scenes(
-        portraits, tmp_path / "out", SceneSettings(count=2), None, 1, lambda *now: shown.append(now), messages.append
+        portraits,
+        tmp_path / "out",
+        SceneSettings(count=2),
+        None,
+        None,
+        1,
+        lambda *now: shown.append(now),
+        messages.append,
     )
     assert messages == ["finding landmarks on 3 portraits"]
     assert shown == [(3, 5), (4, 5), (5, 5)]

@@ -519,6 +519,12 @@ def test_scenes_are_made_of_portraits(run_main, photographs, tmp_path):
     assert json.loads(ran.out)["count"] == len(list((tmp_path / "scenes/scenes").iterdir())) == 3
 
 
+def test_scenes_of_crops_that_are_no_data_set_are_refused(run_main, photographs, tmp_path):
+    ran = run_main(main, "build-scenes", photographs, tmp_path / "scenes", "--crops", tmp_path)
+    assert (ran.code, ran.err.count("\n"), list(tmp_path.iterdir())) == (1, 1, [])
+    assert "is no data set" in ran.err
+
+
 def test_scenes_of_too_few_portraits_say_that_figures_on_them_are_too_good(run_main, photographs, tmp_path):
     ran = run_main(main, "build-scenes", photographs, tmp_path / "scenes", "--count", 3, "--workers", 1)
     assert ran.code == 0 and "3 scenes of" in ran.out and "figures on it are too good" in ran.err

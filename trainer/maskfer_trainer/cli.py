@@ -297,25 +297,31 @@ def build_scenes_command(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.")],
     photos: Annotated[
         Path | None,
-        typer.Option(help="Folder of photographs with boxes.csv, as backgrounds; only the tuning half is used."),
+        typer.Option(
+            help="Folder of photographs with boxes.csv, as backgrounds and for their faces; only the tuning half is used."
+        ),
+    ] = None,
+    crops: Annotated[
+        Path | None,
+        typer.Option(help="Data set of build-dataset with bare pictures, whose training faces are pasted as well."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 6000,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random choices.")] = 0,
     workers: Annotated[int, typer.Option(min=0, help="Number of processes; 0: one per core.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make training scenes for a face detector: portraits, half of them masked, pasted onto backgrounds."""
+    """Make training scenes for a face detector: faces, half of them masked, pasted onto backgrounds."""
     with extra("trainer"):
         from maskfer_trainer.progress import progress_bar
         from maskfer_trainer.scenes import SceneSettings, build_scenes
 
     with _exit_on_sigterm(), progress_bar("Making scenes") as progress:
-        info = build_scenes(portraits, out, SceneSettings(count, seed), photos, workers, progress, say)
+        info = build_scenes(portraits, out, SceneSettings(count, seed), photos, crops, workers, progress, say)
     if json_:
         print_json(info)
         return
     faces = ", ".join(f"{number} {label}" for label, number in info["faces"].items())
-    made_of = f"{info['portraits']} portraits, {info['photos']} photographs"
+    made_of = f"{info['portraits']} portraits, {info['photos']} photographs, {info['crops']} crops"
     print_result(f"{out}: {info['count']} scenes of {made_of}: {faces}")
     if not info["validation_apart"]:
         say(f"{out} has too few portraits or photographs to keep some for validation alone: figures on it are too good")

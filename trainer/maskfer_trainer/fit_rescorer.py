@@ -19,13 +19,14 @@ from maskfer_edge.model_file import load_detector_model
 from maskfer_edge.scenes import IGNORED, scenes_info
 from maskfer_trainer.augment import augment
 from maskfer_trainer.candidates import MIN_SCORE, Candidates, LabelledImage, find_candidates
+from maskfer_trainer.cutouts import PHOTOGRAPH, held_out
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_network import build_rescorer
 from maskfer_trainer.devices import describe
 from maskfer_trainer.keras_file import embed_metadata
 from maskfer_trainer.run_folder import LAST, History, RunFolder, load_last, open_run, seed_dropout
 from maskfer_trainer.scene_batches import SceneSet, random_lighting, read_scenes
-from maskfer_trainer.scenes import held_out, photo_part
+from maskfer_trainer.scenes import photo_part
 
 # Share of faces in a batch; without it, two in ten of the candidates are.
 FACES = 0.375
@@ -153,7 +154,7 @@ def _candidates(
     validation = find_candidates(finder, _labelled(of_validation))
     photographs = tuning_half(read_photos(photos))
     if info.get("validation_apart"):  # then some photographs are shown in validation scenes only
-        photographs = [photo for photo in photographs if not held_out("photograph", photo.path.name)]
+        photographs = [photo for photo in photographs if not held_out(PHOTOGRAPH, photo.path.name)]
     parts = [find_candidates(finder, pictures) for pictures in (_labelled(of_training), _parts(photographs, settings))]
     training = Candidates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     for candidates, what in ((training, "to train on"), (validation, "to validate")):

@@ -1,4 +1,4 @@
-"""Scenes to train a face detector on: portraits, half of them masked, on backgrounds, at many sizes and turns (own).
+"""Scenes to train a face detector on: faces, half of them masked, on backgrounds, at many sizes and turns (own).
 
 OUT/scenes/00000.jpg   grey, as the detector sees pictures
 OUT/boxes.csv          image,label,xmin,ymin,xmax,ymax; label: with_mask, without_mask, ignore (too small to tell)
@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,38 +26,46 @@ import numpy as np
 import numpy.typing as npt
 
 from maskfer_edge.contract import UInt8Array
+from maskfer_edge.dataset import dataset_info
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
 from maskfer_edge.detector import Box, intersection
 from maskfer_edge.errors import InputError, OutputError
 from maskfer_edge.files import atomic_folder, check_creatable, lock
 from maskfer_edge.scenes import IGNORED
+from maskfer_trainer.cutouts import (
+    BARE,
+    CROP,
+    MASKED,
+    PHOTOGRAPH,
+    PORTRAIT,
+    Cutout,
+    CutOutPortraits,
+    cut_out_crops,
+    cut_out_photographs,
+    held_out,
+)
 from maskfer_trainer.detector_evaluation import Photo, read_photos, tuning_half
 from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH
-from maskfer_trainer.draw import drawn_number, drawn_share
-from maskfer_trainer.landmarks import LandmarkPredictor
-from maskfer_trainer.masks import KINDS
-from maskfer_trainer.rendering import put_on
-from maskfer_trainer.variety import draw_wearing
+from maskfer_trainer.draw import drawn_number
 from maskfer_trainer.workers import run_in_order
 
-MASKED, BARE = "with_mask", "without_mask"
 # Largest side of pasted faces in pixels of the scene.
 MAX_FACE_PX = 210.0
 # Turns of pasted faces: most people hold their heads up.
 TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
 # Narrower than this share of its height, a face in a photograph is cut off by the edge.
 MIN_ASPECT = 0.4
-WORN = ("properly", "properly", "properly", "under-nose", "chin")
 PHOTO_SHARE = 0.8
-# Of the faces that a photograph has itself, this share is covered by a portrait's, within this turn of it.
-SWAP_SHARE, SWAP_TURN_DEGREES = 0.35, 6.0
-# How far a cutout reaches beyond the face, as a share of it: a pasted one, and one that covers another face.
-GROW, SWAP_GROW = (1.05, 1.7), (1.1, 1.3)
-# How far from a face's middle a cutout's soft edge ends at most, in its longer sides: half of GROW, and the blur.
-REACH = 1.25
-# Of scenes on which nothing is trained: the network's epoch and threshold are chosen on them.
-VALIDATION_SHARE = 0.05
+# Of the faces that a photograph has itself, this share is covered by another, within this turn of it.
+SWAP_SHARE, SWAP_TURN_DEGREES = 0.5, 6.0
+# Where pasted faces come from, of what there is. A portrait takes the place of what would be enlarged more than this.
+SHARES, MAX_ENLARGED = {PORTRAIT: 0.45, CROP: 0.35, PHOTOGRAPH: 0.2}, 2.2
+# How far a cutout reaches beyond the face, as a share of it: pasted, or over another face.
+GROW, SWAP_GROW = {PORTRAIT: (1.05, 1.7), PHOTOGRAPH: (1.05, 1.4)}, (1.1, 1.3)
+# A crop fades along this share of its side at each edge; its outline has this exponent, between an ellipse's and a
+# rectangle's. So it must be that much larger than a face that it covers.
+CROP_FADE, CROP_EXPONENT, CROP_SWAP_SIZE = 0.07, 3, 1.12
 # A pasted face, or what is pasted that is none, hides no more than this of another face, and the other way round.
 MAX_FACE_OVERLAP, MAX_HIDDEN_BY_DISTRACTOR = 0.15, 0.03
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 92]
@@ -79,23 +88,6 @@ class SceneSettings:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Cutout:
-    """A portrait to paste.
-
-    Attributes:
-        image: (h, w) uint8 grey.
-        box_xyxy: The face's, in pixels of it.
-        label: `MASKED` or `BARE`.
-        held_out: Whether it is for validation scenes only.
-    """
-
-    image: UInt8Array
-    box_xyxy: tuple[float, float, float, float]
-    label: str
-    held_out: bool = False
-
-
 @dataclass
 class Scene:
     """A picture with faces.
@@ -114,18 +106,21 @@ def build_scenes(
     out: Path,
     settings: SceneSettings,
     photos: Path | None = None,
+    crops: Path | None = None,
     workers: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     log: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Make scenes out of portraits; half of the faces get a mask of this project's own drawing.
+    """Make scenes out of portraits and other faces; half of those pasted wear a mask, mostly of our own drawing.
 
     Args:
         portraits: Folder of pictures with one main face each, and their ``boxes.csv``.
         out: Folder to make, whole or not at all.
         settings: How many, and the seed.
-        photos: Folder of photographs with ``boxes.csv``, as backgrounds with faces of their own. Only the half named
-            ``tuning`` is used (see `detector_evaluation.half`), so that the other half can judge.
+        photos: Folder of photographs with ``boxes.csv``, as backgrounds with faces of their own, which are pasted
+            elsewhere as well. Only the half named ``tuning`` is used (see `detector_evaluation.half`), so that the
+            other half can judge.
+        crops: Data set of ``trainer build-dataset`` whose training faces, bare and masked, are pasted as well.
         workers: Processes; 0: one a core.
         progress: Takes portraits and scenes done, and how many there will be.
         log: Takes messages for the terminal.
@@ -141,30 +136,38 @@ def build_scenes(
         raise OutputError(f"{out} is already there; name another folder")
     check_creatable(out)
     faces = read_photos(portraits)
+    made_of = [source.resolve().name for source in (portraits, photos) if source is not None]
+    if crops is not None:
+        made_of.append(str(dataset_info(crops)["name"]))
     backgrounds = [] if photos is None else tuning_half(read_photos(photos))
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out)
+    cutouts: list[Cutout] = []
+    if crops is not None:
+        log(f"reading faces of {crops}")
+        cutouts = cut_out_crops(crops, settings.seed)
+    number_of_crops = sum(cutout.label == BARE for cutout in cutouts)
     log(f"finding landmarks on {len(faces)} portraits")
     batches = (faces[start : start + FACES_PER_BATCH] for start in range(0, len(faces), FACES_PER_BATCH))
     with (
         ExitStack() as stack,
         atomic_folder(out) as folder,
-        closing(run_in_order(_CutOut(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut_out,
+        closing(run_in_order(CutOutPortraits(settings.seed), batches, workers or len(os.sched_getaffinity(0)))) as cut,
     ):
         # held until the folder has its name: another run removes what nobody holds
         lock(stack.enter_context((folder.parent / LOCK).open("wb")), out)
         (folder / "scenes").mkdir()
-        cutouts: list[Cutout] = []
         total = len(faces) + settings.count
-        for batch, of_some in enumerate(cut_out, start=1):
+        for batch, of_some in enumerate(cut, start=1):
             cutouts += of_some
             progress(min(batch * FACES_PER_BATCH, len(faces)), total)
         rows, counts, digest = [], {MASKED: 0, BARE: 0, IGNORED: 0}, hashlib.sha256()
         names = [f"scenes/{number:05}.jpg" for number in range(settings.count)]
         for_validation = [name for name in names if held_out("", name)]
-        composers = _composers(cutouts, [(read_grey(photo.path), photo) for photo in backgrounds], settings.seed)
+        shown = [(read_grey(photo.path), photo) for photo in backgrounds]
+        composers = _composers(cutouts + cut_out_photographs(shown), shown, settings.seed)
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
             data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
@@ -174,12 +177,12 @@ def build_scenes(
                 counts[label] += 1
                 rows.append((name, label, x, y, x + w, y + h))
             progress(len(faces) + number + 1, total)
-        sources = {"portraits": len(faces), "photos": len(backgrounds)}
+        sources = {"portraits": len(faces), "photos": len(backgrounds), "crops": number_of_crops}
         apart = composers[0] is not composers[1]
         boxes = _as_csv(rows)
         digest.update(boxes.encode())
         info = {
-            "name": portraits.resolve().name,
+            "name": ", ".join(made_of),
             "sha256": digest.hexdigest(),
             **asdict(settings),
             "size_wh": SIZE_WH,
@@ -209,21 +212,17 @@ def _remove_stale(out: Path) -> None:
             shutil.rmtree(left.parent)
 
 
-def held_out(kind: str, name: str) -> bool:
-    """Whether a scene, portrait or photograph is for validation; the same for every seed."""
-    return drawn_share(f"validation{kind}", 0, name) < VALIDATION_SHARE
-
-
 def _composers(cutouts: list[Cutout], photos: list[tuple[UInt8Array, Photo]], seed: int) -> tuple[_Composer, _Composer]:
     """What makes training scenes and validation scenes: one and the same, if there is too little to hold any back."""
     parts = [
         (
             [cutout for cutout in cutouts if cutout.held_out is apart],
-            [(grey, photo) for grey, photo in photos if held_out("photograph", photo.path.name) is apart],
+            [(grey, photo) for grey, photo in photos if held_out(PHOTOGRAPH, photo.path.name) is apart],
         )
         for apart in (False, True)
     ]
-    if not all(any(cutout.label == BARE for cutout in part) and bool(shown) is bool(photos) for part, shown in parts):
+    portraits = [[c for c in part if c.label == BARE and c.source == PORTRAIT] for part, _ in parts]
+    if not (all(portraits) and all(bool(shown) is bool(photos) for _, shown in parts)):
         everything = _Composer(cutouts, photos, seed)
         return everything, everything
     return _Composer(*parts[0], seed), _Composer(*parts[1], seed)
@@ -237,64 +236,16 @@ def _as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
     return text.getvalue()
 
 
-@dataclass(frozen=True)
-class _CutOut:
-    """Cuts faces out of portraits."""
-
-    seed: int
-
-    def __call__(self, photos: list[Photo]) -> list[Cutout]:
-        cv2.setNumThreads(1)
-        return [cutout for photo in photos for cutout in _cut_out(photo, self.seed)]
-
-
-def _cut_out(photo: Photo, seed: int) -> list[Cutout]:
-    """A portrait bare and, where its landmarks are plausible, masked."""
-    grey = read_grey(photo.path)
-    if not len(photo.boxes_xyxy):
-        return []
-    x0, y0, x1, y1 = (float(side) for side in photo.boxes_xyxy[0])
-    box_xyxy, apart = (x0, y0, x1, y1), held_out("portrait", photo.path.name)
-    cutouts = [Cutout(*_around_face(grey, box_xyxy), BARE, apart)]
-    kind, wearing = draw_wearing(tuple(KINDS.values()), WORN, seed, photo.path.name, plain=False)
-    try:
-        masked = put_on(grey, _predictor()(grey, (x0, y0, x1 - x0, y1 - y0)), kind, wearing).image
-    except InputError:  # a face too far aside for a mask
-        return cutouts
-    return [*cutouts, Cutout(*_around_face(masked, box_xyxy), MASKED, apart)]
-
-
-def _around_face(
-    image: UInt8Array, box_xyxy: tuple[float, float, float, float]
-) -> tuple[UInt8Array, tuple[float, float, float, float]]:
-    """What scenes can show of a portrait, and the face's box in it: of thousands, whole ones would fill the memory."""
-    x0, y0, x1, y1 = box_xyxy
-    while max(x1 - x0, y1 - y0) > 2 * SIZE_WH[0]:  # then `_place` would do it each time
-        image = np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-        x0, y0, x1, y1 = x0 / 2, y0 / 2, x1 / 2, y1 / 2
-    # no less than a scene to each side, as the parts that distractors shuffle are not of the face alone
-    reach = max(SIZE_WH[0], REACH * max(x1 - x0, y1 - y0))
-    left, top = (max(0, math.floor((start + end) / 2 - reach)) for start, end in ((x0, x1), (y0, y1)))
-    right, bottom = (math.ceil((start + end) / 2 + reach) for start, end in ((x0, x1), (y0, y1)))
-    return image[top:bottom, left:right].copy(), (x0 - left, y0 - top, x1 - left, y1 - top)
-
-
-def _predictor() -> LandmarkPredictor:
-    global _PREDICTOR  # noqa: PLW0603 (100 MB, once a process)
-    if _PREDICTOR is None:
-        _PREDICTOR = LandmarkPredictor()
-    return _PREDICTOR
-
-
-_PREDICTOR: LandmarkPredictor | None = None
-
-
 class _Composer:
     """Makes scenes, each by its number alone."""
 
     def __init__(self, cutouts: list[Cutout], photos: list[tuple[UInt8Array, Photo]], seed: int) -> None:
         self.seed, self.photos = seed, photos
-        self.by_label = {label: [c for c in cutouts if c.label == label] for label in (MASKED, BARE)}
+        self.cutouts = {
+            (label, source): [c for c in cutouts if (c.label, c.source) == (label, source)]
+            for label in (MASKED, BARE)
+            for source in SHARES
+        }
 
     def compose(self, number: int) -> Scene:
         random = np.random.default_rng(drawn_number("scene", self.seed, str(number)))
@@ -305,7 +256,7 @@ class _Composer:
         for _ in range(int(random.integers(0, 3))):
             self._paste_distractor(scene, random)
         for _ in range(int(random.choice((0, 1, 2, 3, 5, 8), p=(0.12, 0.33, 0.22, 0.15, 0.12, 0.06)))):
-            self._paste_face(scene, self._any_cutout(random), random)
+            self._paste_face(scene, random)
         scene.image = _as_photographed(scene.image, random)
         return scene
 
@@ -314,16 +265,26 @@ class _Composer:
             return photo_part(*self.photos[int(random.integers(len(self.photos)))], random)
         return Scene(_drawn_background(random), [])
 
-    def _any_cutout(self, random: np.random.Generator) -> Cutout:
-        label = MASKED if random.random() < 0.5 and self.by_label[MASKED] else BARE
-        chosen = self.by_label[label]
-        return chosen[int(random.integers(len(chosen)))]
+    def _any_cutout(self, side: float, random: np.random.Generator) -> Cutout:
+        label = MASKED if random.random() < 0.5 and self.cutouts[MASKED, PORTRAIT] else BARE
+        sources = [source for source in SHARES if self.cutouts[label, source]]
+        shares = np.array([SHARES[source] for source in sources])
+        source = sources[int(random.choice(len(sources), p=shares / shares.sum()))]
+        cutout = self._one_of(label, source, random)
+        if source != PORTRAIT and side > MAX_ENLARGED * cutout.side:
+            cutout = self._one_of(label, PORTRAIT, random)
+        return cutout
+
+    def _one_of(self, label: str, source: str, random: np.random.Generator) -> Cutout:
+        cutouts = self.cutouts[label, source]
+        return cutouts[int(random.integers(len(cutouts)))]
 
     def _swap_face(self, scene: Scene, number: int, random: np.random.Generator) -> None:
-        """Cover a photograph's face with a portrait's, which so gets hair, shoulders and neighbours that fit."""
+        """Cover a photograph's face with another, which so gets hair, shoulders and neighbours that fit."""
         x, y, w, h = scene.faces[number][1]
-        cutout, degrees = self._any_cutout(random), float(random.normal(0, SWAP_TURN_DEGREES))
-        placed = _place(cutout, degrees, float(max(w, h)), random, (x + w / 2, y + h / 2))
+        cutout, degrees = self._any_cutout(max(w, h), random), float(random.normal(0, SWAP_TURN_DEGREES))
+        side = max(w, h) * (CROP_SWAP_SIZE if cutout.source == CROP else 1.0)
+        placed = _place(cutout, degrees, side, random, (x + w / 2, y + h / 2))
         if all(
             _hidden(placed.box, box) <= MAX_FACE_OVERLAP
             for other, (_, box) in enumerate(scene.faces)
@@ -332,18 +293,19 @@ class _Composer:
             _blend(scene.image, placed, random)
             scene.faces[number] = (cutout.label, placed.box)
 
-    def _paste_face(self, scene: Scene, cutout: Cutout, random: np.random.Generator) -> None:
+    def _paste_face(self, scene: Scene, random: np.random.Generator) -> None:
+        side = _face_side(random)
+        cutout = self._any_cutout(side, random)
         wide = random.random() < WIDE_SHARE
         degrees = float(random.normal(0, TURN_DEGREES) if not wide else random.uniform(-1, 1) * WIDE_TURN_DEGREES)
-        placed = _place(cutout, degrees, _face_side(random), random)
+        placed = _place(cutout, degrees, side, random)
         if all(_hidden(placed.box, box) <= MAX_FACE_OVERLAP for _, box in scene.faces):
             _blend(scene.image, placed, random)
             scene.faces.append((cutout.label, placed.box))
 
     def _paste_distractor(self, scene: Scene, random: np.random.Generator) -> None:
         """Something pasted just as faces are that is none: a portrait upside down, or its parts shuffled."""
-        chosen = self.by_label[BARE]
-        cutout = chosen[int(random.integers(len(chosen)))]
+        cutout = self._one_of(BARE, PORTRAIT, random)
         image = cutout.image[::-1] if random.random() < 0.4 else _shuffled(cutout.image, random)
         placed = _place(
             Cutout(image, cutout.box_xyxy, IGNORED), float(random.uniform(-40, 40)), _face_side(random), random
@@ -382,7 +344,7 @@ def _place(
     x0, y0, x1, y1 = cutout.box_xyxy
     face_w, face_h = x1 - x0, y1 - y0
     scale = side / max(face_w, face_h)
-    stretch = float(random.uniform(0.88, 1.12))
+    stretch = float(random.uniform(0.85, 1.12))
     half_w, half_h = face_w * scale * stretch / 2, face_h * scale / 2
     angle = math.radians(degrees)
     # the box of a turned ellipse
@@ -403,12 +365,15 @@ def _place(
         shrunk, factor = cv2.resize(shrunk, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), factor * 2
     small = matrix.copy()
     small[:, :2] *= factor
-    flags = cv2.INTER_LINEAR
+    flags = cv2.INTER_LINEAR if scale < 1 else cv2.INTER_CUBIC
     pixels = cv2.warpAffine(shrunk, small, SIZE_WH, flags=flags, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
-    inside = cv2.warpAffine(np.full(shrunk.shape, 255, np.uint8), small, SIZE_WH, flags=flags)
-    grow = float(random.uniform(*(SWAP_GROW if centre else GROW)))
-    soft = float(random.uniform(0.02, 0.12))
-    cover = _cover((centre_x, centre_y), (half_w, half_h), degrees, grow, soft) * (inside / np.float32(255))
+    if cutout.source == CROP:
+        cover = cv2.warpAffine(_fading(cutout.image.shape), matrix, SIZE_WH)
+    else:
+        inside = cv2.warpAffine(np.full(shrunk.shape, 255, np.uint8), small, SIZE_WH)
+        grow = float(random.uniform(*(SWAP_GROW if centre else GROW[cutout.source])))
+        soft = float(random.uniform(0.02, 0.12))
+        cover = _cover((centre_x, centre_y), (half_w, half_h), degrees, grow, soft) * (inside / np.float32(255))
     left, top = max(0, round(centre_x - box_w)), max(0, round(centre_y - box_h))
     right, bottom = min(width, round(centre_x + box_w)), min(height, round(centre_y + box_h))
     return _Placed(pixels, cover, (left, top, max(1, right - left), max(1, bottom - top)))
@@ -422,6 +387,15 @@ def _cover(
     axes = (max(1, round(half_wh[0] * grow)), max(1, round(half_wh[1] * grow)))
     cv2.ellipse(cover, (round(centre[0]), round(centre[1])), axes, degrees, 0, 360, 1.0, cv2.FILLED)
     return np.asarray(cv2.GaussianBlur(cover, (0, 0), max(0.5, soft * max(half_wh))), dtype=np.float32)
+
+
+@lru_cache(maxsize=16)
+def _fading(shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+    """How much of a crop is kept: all in the middle, nothing at its edges and corners."""
+    y, x = (np.abs(np.linspace(-1, 1, length)) ** CROP_EXPONENT for length in shape)
+    from_middle = (y[:, None] + x) ** (1 / CROP_EXPONENT)
+    share = np.clip((1 - from_middle) / (2 * CROP_FADE), 0, 1)
+    return np.asarray(share * share * (3 - 2 * share), dtype=np.float32)
 
 
 def _blend(image: UInt8Array, placed: _Placed, random: np.random.Generator) -> None:

@@ -298,7 +298,7 @@ def build_scenes_command(
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of photographs with boxes.csv, as backgrounds and for their faces; only the tuning half is used."
+            help="Folder of photographs with boxes.csv, for backgrounds and faces; only the tuning half is used."
         ),
     ] = None,
     crops: Annotated[

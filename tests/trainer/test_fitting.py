@@ -393,7 +393,7 @@ def test_that_it_trains_is_said_last_and_only_once_it_does(tiny_networks, datase
         fit(dataset, tmp_path / "run", settings(), resume=True, log=messages.append)
     assert messages == []
     monkeypatch.setattr(fitting, "_train", lambda *_: pytest.fail(messages[-1]))
-    with pytest.raises(pytest.fail.Exception, match=r"^Training lean for .*run/curves\.png$"):
+    with pytest.raises(pytest.fail.Exception, match=r"^Training lean, epochs: \d+; watch .*run/curves\.png$"):
         fit(dataset, tmp_path / "run", settings(), log=messages.append)
     assert "GPU" in messages[0]
 

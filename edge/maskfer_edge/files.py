@@ -92,19 +92,21 @@ def _partial_name(path: Path, digits: str) -> str:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Make a folder of the same name inside a temporary one beside `path`; it becomes `path` if the block succeeds.
 
-    Whatever ends the block, the temporary one goes. Not tempfile's: a signal that comes while that makes its folder
-    leaves the folder behind.
+    The folders above it are made too. Whatever ends the block, the temporary one goes. Not tempfile's: a signal that
+    comes while that makes its folder leaves the folder behind.
 
     Raises:
-        OSError: If it cannot be made or renamed.
+        OutputError: If it, or what is written in it, cannot be written (disk full).
     """
     outer = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        outer.mkdir(0o700)
+        outer.mkdir(0o700, parents=True)
         folder = outer / path.name
         folder.mkdir()
         yield folder
         folder.rename(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}; nothing is left of it") from error
     finally:
         shutil.rmtree(outer, ignore_errors=True)
 

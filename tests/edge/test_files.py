@@ -145,8 +145,8 @@ def test_check_space_compares_with_what_is_free(tmp_path, monkeypatch, free, ref
 def test_what_ends_while_a_temporary_folder_is_made_leaves_none(tmp_path, monkeypatch):
     make = Path.mkdir
 
-    def make_and_end(self, mode):
-        make(self, mode)
+    def make_and_end(self, mode, parents):
+        make(self, mode, parents)
         raise SystemExit(143)
 
     monkeypatch.setattr(Path, "mkdir", make_and_end)

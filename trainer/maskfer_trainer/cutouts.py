@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from maskfer_edge.contract import UInt8Array, preprocess
 from maskfer_edge.dataset import manifest
 from maskfer_edge.decoding import read_grey
 from maskfer_edge.dependencies import cv2
-from maskfer_edge.detector import Box
+from maskfer_edge.detector import Box, intersection
 from maskfer_edge.errors import InputError
 from maskfer_trainer.detector_evaluation import Photo
 from maskfer_trainer.detector_targets import SIZE_WH
@@ -27,14 +28,16 @@ from maskfer_trainer.variety import draw_wearing
 MASKED, BARE = "with_mask", "without_mask"
 PORTRAIT, CROP, PHOTOGRAPH = "portrait", "crop", "photograph"
 WORN = ("properly", "properly", "properly", "under-nose", "chin")
+# Largest side of pasted faces in pixels of the scene.
+MAX_FACE_PX = 210
 # Masks that a portrait is shown in, each in turn.
 MASKS = 3
 # How far from a face's middle a cutout's soft edge ends at most, in its longer sides: see `scenes.GROW`.
 REACH = 1.25
 # Shorter or narrower than this, a photograph's face is not cut out; nor with another within this share of its sides.
 MIN_CUT_PX, MIN_CUT_ASPECT, GAP = 28.0, 0.45, 0.12
-# Faces of a data set that are cut out at most, masked pictures of each, and their sides: more would fill the memory.
-MAX_CROPS, MASKED_CROPS, MAX_CROP_PX = 9000, 2, 210
+# Faces of a data set that are cut out at most, and masked pictures of each: more would fill the memory.
+MAX_CROPS, MASKED_CROPS = 9000, 2
 # The face's box in a crop framed as FER2013's are, as shares of its side. Measured: the landmarks of frontal faces lie
 # in it as they do in the portraits' boxes.
 CROP_BOX_XYXY = (0.065, -0.04, 0.92, 0.975)
@@ -108,15 +111,14 @@ def cut_out_photographs(photos: Iterable[tuple[UInt8Array, Photo]]) -> list[Cuto
     cutouts = []
     for grey, photo in photos:
         apart = held_out(PHOTOGRAPH, photo.path.name)
-        boxes = photo.boxes_xyxy
-        for number, ((x0, y0, x1, y1), masked) in enumerate(zip(boxes.tolist(), photo.masked, strict=True)):
-            short, long = sorted((x1 - x0, y1 - y0))
-            around = np.array((x0, y0, x1, y1)) + GAP * np.array((x0 - x1, y0 - y1, x1 - x0, y1 - y0))
-            others = np.delete(boxes, number, axis=0)
-            apart_from_others = (others[:, :2] >= around[2:]) | (others[:, 2:] <= around[:2])
-            if long >= MIN_CUT_PX and short >= MIN_CUT_ASPECT * long and apart_from_others.any(axis=1).all():
+        boxes = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in photo.boxes_xyxy.tolist()]
+        for box, masked in zip(boxes, photo.masked, strict=True):
+            x, y, w, h = box
+            around = x - GAP * w, y - GAP * h, w + 2 * GAP * w, h + 2 * GAP * h
+            alone = not any(intersection(around, other) for other in boxes if other is not box)
+            if alone and max(w, h) >= MIN_CUT_PX and min(w, h) >= MIN_CUT_ASPECT * max(w, h):
                 label = MASKED if masked else BARE
-                cutouts.append(Cutout(*_around_face(grey, (x0, y0, x1, y1)), label, PHOTOGRAPH, apart))
+                cutouts.append(Cutout(*_around_face(grey, (x, y, x + w, y + h)), label, PHOTOGRAPH, apart))
     return cutouts
 
 
@@ -143,7 +145,7 @@ def cut_out_crops(dataset: Path, seed: int) -> list[Cutout]:
         bare, masked = faces[pixels, box]
         some = sorted(masked, key=lambda picture: drawn_number("crop", seed, picture))[:MASKED_CROPS]
         for name, label in ((bare, BARE), *((picture, MASKED) for picture in some)):
-            side = min(MAX_CROP_PX, max(box[2:]))
+            side = min(MAX_FACE_PX, max(box[2:]))
             image = preprocess(read_grey(dataset / name), box, size=side)
             x0, y0, x1, y1 = (side * share for share in CROP_BOX_XYXY)
             cutouts.append(Cutout(image, (x0, y0, x1, y1), label, CROP, held_out(CROP, pixels)))
@@ -158,7 +160,7 @@ def _around_face(
     At least `least` pixels about the face's middle are kept.
     """
     x0, y0, x1, y1 = box_xyxy
-    while max(x1 - x0, y1 - y0) > 2 * SIZE_WH[0]:  # then scenes would do it each time
+    while max(x1 - x0, y1 - y0) > 2 * MAX_FACE_PX:  # then scenes would do it each time
         image = np.asarray(cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), dtype=np.uint8)
         x0, y0, x1, y1 = x0 / 2, y0 / 2, x1 / 2, y1 / 2
     reach = max(least, REACH * max(x1 - x0, y1 - y0))
@@ -167,11 +169,7 @@ def _around_face(
     return image[top:bottom, left:right].copy(), (x0 - left, y0 - top, x1 - left, y1 - top)
 
 
+@cache
 def _predictor() -> LandmarkPredictor:
-    global _PREDICTOR  # noqa: PLW0603 (100 MB, once a process)
-    if _PREDICTOR is None:
-        _PREDICTOR = LandmarkPredictor()
-    return _PREDICTOR
-
-
-_PREDICTOR: LandmarkPredictor | None = None
+    """Of 100 MB, read once a process."""
+    return LandmarkPredictor()

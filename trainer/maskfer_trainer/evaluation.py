@@ -146,14 +146,10 @@ def evaluate(
         detector,
     )
     if out is not None:
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_folder(out) as folder:
-                write_atomically(folder / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
-                for part, figures in evaluation.parts.items():
-                    draw_confusion(figures, f"{model.name} on {part} test faces", folder / f"confusion-{part}.png")
-        except OSError as error:
-            raise OutputError(f"{out} cannot be made: {error.strerror}") from error
+        with atomic_folder(out) as folder:
+            write_atomically(folder / "evaluation.json", json.dumps(asdict(evaluation), indent=2) + "\n")
+            for part, figures in evaluation.parts.items():
+                draw_confusion(figures, f"{model.name} on {part} test faces", folder / f"confusion-{part}.png")
     return evaluation
 
 

@@ -23,7 +23,7 @@ import keras
 import numpy as np
 
 from maskfer_edge.contract import FloatArray
-from maskfer_edge.errors import InputError, OutputError
+from maskfer_edge.errors import InputError
 from maskfer_edge.files import atomic_file, atomic_folder, lock, write_atomically
 from maskfer_trainer.checks import check_run
 from maskfer_trainer.curves import draw_curves
@@ -136,14 +136,10 @@ def _reopen(run: Path, config: dict[str, Any], stack: ExitStack) -> None:
 
 
 def _create(run: Path, config: dict[str, Any], stack: ExitStack) -> None:
-    try:
-        run.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(run) as folder:
-            (folder / "checkpoints").mkdir()
-            write_atomically(folder / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-            lock(stack.enter_context((folder / "run.json").open("rb+")), run)
-    except OSError as error:
-        raise OutputError(f"{run} cannot be made: {error.strerror}") from error
+    with atomic_folder(run) as folder:
+        (folder / "checkpoints").mkdir()
+        write_atomically(folder / "run.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+        lock(stack.enter_context((folder / "run.json").open("rb+")), run)
 
 
 def save_network(model: keras.Model, path: Path) -> None:

@@ -37,6 +37,7 @@ from maskfer_trainer.cutouts import (
     BARE,
     CROP,
     MASKED,
+    MAX_FACE_PX,
     PHOTOGRAPH,
     PORTRAIT,
     Cutout,
@@ -50,8 +51,6 @@ from maskfer_trainer.detector_targets import MIN_FACE_PX, SIZE_WH
 from maskfer_trainer.draw import drawn_number
 from maskfer_trainer.workers import run_in_order
 
-# Largest side of pasted faces in pixels of the scene.
-MAX_FACE_PX = 210.0
 # Turns of pasted faces: most people hold their heads up.
 TURN_DEGREES, WIDE_TURN_DEGREES, WIDE_SHARE = 14.0, 45.0, 0.3
 # Narrower than this share of its height, a face in a photograph is cut off by the edge.
@@ -142,7 +141,6 @@ def build_scenes(
     backgrounds = [] if photos is None else tuning_half(read_photos(photos))
     if settings.count < 1 or not faces:
         raise InputError(f"{portraits} holds no portraits, or no scene is asked for")
-    out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out)
     cutouts: list[Cutout] = []
     if crops is not None:
@@ -171,7 +169,7 @@ def build_scenes(
         for number, name in enumerate(names):
             scene = composers[held_out("", name)].compose(number)
             data = cv2.imencode(".jpg", scene.image, JPEG)[1].tobytes()
-            _write(folder / name, data, out)
+            (folder / name).write_bytes(data)  # cv2.imwrite says nothing of a full disk
             digest.update(data)
             for label, (x, y, w, h) in scene.faces:
                 counts[label] += 1
@@ -191,17 +189,9 @@ def build_scenes(
             "faces": counts,
             "validation": for_validation,
         }
-        _write(folder / "boxes.csv", boxes.encode(), out)
-        _write(folder / "scenes.json", (json.dumps(info, indent=2) + "\n").encode(), out)
+        (folder / "boxes.csv").write_bytes(boxes.encode())
+        (folder / "scenes.json").write_bytes((json.dumps(info, indent=2) + "\n").encode())
     return info
-
-
-def _write(path: Path, data: bytes, out: Path) -> None:
-    """Write a file of the folder that will be `out`; cv2.imwrite would say nothing of a full disk."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror or error}; nothing is left of it") from error
 
 
 def _remove_stale(out: Path) -> None:
